@@ -1,0 +1,14 @@
+"""The method of the paper, in pure PyTorch, to be read in this order.
+
+``presets``      every choice the method leaves open, as a plain value
+``masking``      which patches of the volume are hidden
+``hiding``       how they are hidden from the network: as tokens or as voxels
+``teacher``      the moving average of the student
+``consistency``  how student and teacher are compared
+``schedules``    momentum as a pure function of the step
+``objective``    the three passes and their loss
+``diagnostics``  what shows whether it works: context score, gradient shares, collapse
+
+Source: Gani, Naseer, Khan, Khan, "MedContext: Learning Contextual Cues for Efficient Volumetric Medical
+Segmentation", MICCAI 2024, arXiv 2402.17725.
+"""
