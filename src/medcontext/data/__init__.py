@@ -1,0 +1,1 @@
+"""Scans in: reading, checking, planning, preparing and sampling labelled data."""
