@@ -1,0 +1,1 @@
+"""From a trained network to label maps in the space of the scans they came from."""

@@ -1,0 +1,115 @@
+"""A model file: the weights and all that is needed to apply them, as tensors and plain values only."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medcontext.data.plan import Plan
+from medcontext.errors import MedContextError
+from medcontext.files import replacing
+from medcontext.networks.registry import build_network
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network ready to be applied.
+
+    Attributes:
+        network: In eval mode.
+        plan: How scans are prepared for it.
+        about: What is recorded beside the weights: network name and settings, step, which of student and teacher.
+    """
+
+    network: nn.Module
+    plan: Plan
+    about: Mapping[str, Any]
+
+
+def save_model(path: Path, weights: Mapping[str, Any], plan: Plan, about: Mapping[str, Any]) -> None:
+    """Write a model file. ``about`` needs ``network`` and ``settings``; the rest of it is for people to read."""
+    save_tensors(path, {"format": FORMAT, "plan": plan.to_dict(), "about": dict(about), "weights": dict(weights)})
+
+
+def load_model(path: Path) -> Model:
+    """Read a model file, or the best one of a run folder.
+
+    Raises:
+        MedContextError: No such file, not a model, or weights that do not fit the network.
+    """
+    file = path / "best.pt" if path.is_dir() else path
+    if not file.is_file():
+        raise MedContextError(
+            "There is no trained model here.",
+            file=file,
+            remedy="give a run folder that has a best.pt (written at the first validation), or a model file",
+        )
+    content = load_tensors(file)
+    if content.get("format") != FORMAT or "weights" not in content:
+        raise MedContextError(
+            "This file is not a model of medcontext.", file=file, found=f"keys {', '.join(map(str, content))[:120]}"
+        )
+    plan, about = Plan.from_dict(content["plan"]), content["about"]
+    network = build_network(about["network"], plan.channels, plan.classes, plan.patch, about["settings"], seed=0)
+    try:
+        network.load_state_dict(content["weights"])
+    except RuntimeError as error:
+        raise MedContextError(
+            "The weights do not fit the network.", file=file, found=str(error), expected=f"those of {about['network']}"
+        ) from None
+    return Model(network.eval(), plan, about)
+
+
+def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values; a full disk or a killed process leaves the older file whole.
+
+    Raises:
+        MedContextError: The file can't be written.
+    """
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            torch.save(dict(content), stream)
+    except (OSError, RuntimeError) as error:
+        raise MedContextError(
+            "A checkpoint could not be written.",
+            file=path,
+            found=str(error).splitlines()[0],
+            remedy="make room, or the folder writable, and go on with --resume; "
+            + ("the older checkpoint is whole" if path.exists() else "nothing was written"),
+        ) from error
+
+
+def load_tensors(path: Path) -> dict[str, Any]:
+    """Read what :func:`save_tensors` wrote, without ever executing what a file says.
+
+    Raises:
+        MedContextError: The file is damaged, or holds more than tensors and plain values.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise MedContextError(
+            "This file holds code or objects, not just weights; it was not opened.",
+            file=path,
+            found=str(error).splitlines()[0][:200],
+            expected="tensors and plain values, as medcontext writes them",
+            remedy="use a file from a source you trust, made by medcontext",
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        raise MedContextError(
+            "This checkpoint is damaged or is none.",
+            file=path,
+            found=str(error).splitlines()[0][:200],
+            remedy="copy it again, or use the run's other checkpoint (last.pt, best.pt)",
+        ) from error
+    if not isinstance(content, dict):
+        raise MedContextError("This file is not a checkpoint of medcontext.", file=path, found=type(content).__name__)
+    return content

@@ -1,0 +1,108 @@
+"""Label maps for new scans, in the scans' own space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from medcontext.data.geometry import Affine, Size, largest_class, reorient, reorient_back, resample_image
+from medcontext.data.plan import Plan
+from medcontext.data.prepare import prepare_image
+from medcontext.data.scan import Scan, case_name, read_scan, scan_files, write_labels
+from medcontext.errors import MedContextError
+from medcontext.inference.model import Model, load_model
+from medcontext.inference.sliding import sliding_logits
+
+
+class Predictor:
+    """A trained model, loaded once, for scans in memory or on disk.
+
+    Args:
+        model: From :func:`medcontext.inference.model.load_model`.
+        device: Such as ``"cpu"`` or ``"cuda"``.
+    """
+
+    def __init__(self, model: Model, device: str = "cpu") -> None:
+        self.plan = model.plan
+        self._network = model.network.to(device)
+        self._device = device
+
+    @classmethod
+    def load(cls, path: Path | str, device: str = "cpu") -> Predictor:
+        """From a run folder (its best model) or a model file."""
+        return cls(load_model(Path(path)), device)
+
+    def __call__(self, array: npt.NDArray[Any], affine: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+        """Label numbers ``(X, Y, Z)`` for a scan ``(X, Y, Z)`` or ``(C, X, Y, Z)`` with its voxel-to-mm affine."""
+        channels = array[None] if array.ndim == 3 else array
+        scan = Scan(Path("in memory"), channels.astype(np.float32), np.asarray(affine, dtype=np.float64), None)
+        return self.labels_of(scan)
+
+    def labels_of(self, scan: Scan) -> npt.NDArray[np.int32]:
+        """Label numbers ``(X, Y, Z)`` in the scan's own grid."""
+        image = torch.from_numpy(prepare_image(scan, self.plan)).to(self._device)
+        logits = sliding_logits(self._network, image, self.plan.patch).cpu()
+        return to_native(logits, self.plan, scan.array.shape[1:], scan.affine)
+
+
+def to_native(logits: Tensor, plan: Plan, shape: tuple[int, ...], affine: Affine) -> npt.NDArray[np.int32]:
+    """Label numbers in a scan's own grid from logits in the plan's.
+
+    The logits are resampled, not the labels, one class at a time, so that memory does not grow with the classes.
+
+    Args:
+        logits: ``(K, D, H, W)``.
+        plan: That the scan was prepared by.
+        shape: (X, Y, Z) of the scan.
+        affine: Of the scan.
+    """
+    d, h, w = reorient(np.empty(shape, dtype=np.uint8), affine, plan.orientation).shape
+    size: Size = (d, h, w)
+    classes = largest_class((resample_image(score[None], size)[0] for score in logits), size).numpy()
+    numbers = np.array([0, *plan.labels], dtype=np.int32)
+    return np.ascontiguousarray(reorient_back(numbers[classes], affine, plan.orientation))
+
+
+def find_scans(path: Path) -> dict[str, Path]:
+    """Case name to file, for one scan, a folder of scans, or a data set (its training images).
+
+    Raises:
+        MedContextError: Nothing there, or nothing that can be read.
+    """
+    if path.is_file():
+        return {case_name(path): path}
+    for inner in ("imagesTr", "images"):
+        if (path / inner).is_dir():
+            path = path / inner
+            break
+    found = scan_files(path)
+    if not found:
+        raise MedContextError("There are no scans in this folder.", file=path, expected="NIfTI files")
+    return found
+
+
+def predict_files(
+    predictor: Predictor, scans: Mapping[str, Path], out: Path, progress: Callable[[int, int], None] | None = None
+) -> dict[str, MedContextError]:
+    """Write a label map of the same name, shape and affine for each scan; a bad scan does not stop the others.
+
+    Returns:
+        The scans that failed, and why.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    failed: dict[str, MedContextError] = {}
+    for done, (name, path) in enumerate(scans.items(), start=1):
+        try:
+            scan = read_scan(path)
+            write_labels(out / f"{name}.nii.gz", predictor.labels_of(scan), like=scan)
+        except MedContextError as error:
+            failed[name] = error
+        if progress:
+            progress(done, len(scans))
+    return failed

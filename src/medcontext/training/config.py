@@ -1,0 +1,91 @@
+"""What can be set about a training. Every field is an option of the command line and a key of the YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from medcontext.data.augment_config import AugmentConfig
+from medcontext.method.presets import PRESETS, MethodConfig
+
+Preset = Literal["medcontext", "paper", "supervised"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training. None: as plan, network or device suggest; the run folder says what it became."""
+
+    preset: Preset = "medcontext"
+    """The method: ``medcontext`` (the default), ``paper`` (as published) or ``supervised`` (the baseline)."""
+
+    method: MethodConfig | None = None
+    """Every detail of the method; None: the preset's. A field that is set here goes before the preset's."""
+
+    network: Literal["unet", "unetr"] = "unet"
+    """Name of the network."""
+
+    network_settings: dict[str, Any] | None = None
+    """Its size; None: chosen for the patch, the spacing and the device."""
+
+    patch: tuple[int, int, int] | None = None
+    """Patch (D, H, W) in voxels of the planned spacing, slice axis first; None: the plan's."""
+
+    batch_size: int | None = None
+    """Patches per step; None: the plan's."""
+
+    max_steps: int | None = None
+    """Optimiser steps; None: the plan's. The schedules are fitted to it."""
+
+    learning_rate: float | None = None
+    """Largest learning rate of AdamW; None: the network's."""
+
+    weight_decay: float = 0.01
+    """Of AdamW; norms, biases and mask tokens are left out."""
+
+    gradient_clip: float = 5.0
+    """Largest norm of the gradient; longer ones are shortened to it."""
+
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """How patches are varied."""
+
+    seed: int = 0
+    """Of the weights, the patches and the masks. The same seed gives the same run on the same hardware."""
+
+    split_seed: int = 0
+    """Of the split; apart from ``seed``, so that runs of several seeds are tested on the same cases."""
+
+    test_share: float = 0.2
+    """Share of the cases held out to the end."""
+
+    validation_share: float = 0.1
+    """Share of the other cases that chooses the best checkpoint; 0 takes the last one."""
+
+    patient: str | None = None
+    """Regular expression for the patient in a case's name, so that no patient is on two sides of the split."""
+
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
+
+    precision: Precision = "auto"
+    """``auto``: bf16 where the hardware has it, fp32 elsewhere."""
+
+    log_every: int = 25
+    """Steps between rows of metrics.jsonl, with all diagnostics (they cost a further backward pass per term)."""
+
+    validations: int = 8
+    """How often the validation cases are predicted as a whole, spread evenly over the training."""
+
+    save_every: int = 100
+    """Steps between checkpoints to resume from."""
+
+    workers: int = 0
+    """Processes that prepare patches; 0 prepares them in the training process."""
+
+    cache: Path | None = None
+    """Folder of prepared cases, shared by all runs; None: ``~/.cache/medcontext``."""
+
+    def method_config(self) -> MethodConfig:
+        """The method in full."""
+        return self.method or PRESETS[self.preset]

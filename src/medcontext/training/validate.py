@@ -1,0 +1,40 @@
+"""Dice of whole validation volumes, of student and of teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from medcontext.data.plan import Plan
+from medcontext.data.prepare import read_prepared
+from medcontext.inference.sliding import sliding_logits
+from medcontext.method.diagnostics import hard_dice
+
+
+def validate(
+    networks: Mapping[str, nn.Module], folders: Mapping[str, Path], plan: Plan, device: str
+) -> dict[str, float]:
+    """Mean Dice over cases, then over foreground classes, in the plan's grid, of each network.
+
+    Args:
+        networks: By name, each called in eval mode and left in the mode it was in.
+        folders: Prepared validation cases.
+        plan: Of the data.
+        device: The networks'.
+    """
+    scores: dict[str, float] = {}
+    for name, network in networks.items():
+        was_training = network.training
+        network.eval()
+        per_case = []
+        for folder in folders.values():
+            case = read_prepared(folder)
+            assert case.label is not None
+            logits = sliding_logits(network, torch.tensor(case.image, device=device), plan.patch)
+            per_case.append(hard_dice(logits[None], torch.tensor(case.label, device=device)[None].long()))
+        network.train(was_training)
+        scores[name] = float(torch.stack(per_case).nanmean(dim=0).nanmean())
+    return scores
