@@ -1,0 +1,173 @@
+"""What each command does. The signatures are the command line: required parameters in order, the others as options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from medcontext.errors import MedContextError
+from medcontext.files import write_json
+from medcontext.progress import Progress
+
+
+def phantom(out: Path, cases: int = 20, seed: int = 0) -> int:
+    """Make a data set of CT-like abdominal phantoms, as NIfTI files in the Medical Segmentation Decathlon's layout.
+
+    Args:
+        out: Folder to make.
+        cases: Number of phantoms.
+        seed: Of the draw; phantom i is the same whatever the number of cases.
+    """
+    from medcontext.data.phantom import make_phantoms
+
+    progress = Progress()
+    with progress.task("phantoms") as update:
+        make_phantoms(out, cases, seed, update)
+    print(f"{cases} phantoms in {out}. Next: medcontext check {out}")
+    return 0
+
+
+def check(data: Path, json: Path | None = None) -> int:
+    """Read every file of a data set and say what is wrong with it. The exit code is 1 if training would be refused.
+
+    Args:
+        data: Data folder: imagesTr and labelsTr, or images and labels.
+        json: Also write the findings to this file.
+    """
+    from medcontext.cli.tables import findings_table, print_table
+    from medcontext.data.check import check_dataset
+    from medcontext.data.dataset import open_dataset
+
+    progress = Progress()
+    with progress.task("checking") as update:
+        report = check_dataset(open_dataset(data), update)
+    if report.findings:
+        print_table(findings_table(report.findings))
+    warnings = len(report.findings) - len(report.errors)
+    print(
+        f"{report.dataset.name}: {len(report.facts)} case(s) fit for training, labels "
+        f"{', '.join(f'{number} {name}' for number, name in report.labels.items()) or 'none'}; "
+        f"{len(report.errors)} error(s), {warnings} warning(s)"
+    )
+    if json is not None:
+        write_json(json, report.to_dict())
+    return 1 if report.errors or not report.facts else 0
+
+
+def plan(
+    data: Path,
+    network: Literal["unet", "unetr"] = "unet",
+    device: str = "auto",
+    patch: tuple[int, int, int] | None = None,
+    json: Path | None = None,
+) -> int:
+    """Say how a data set would be prepared and trained on, and why.
+
+    Args:
+        data: Data folder.
+        network: The network it is planned for.
+        device: What it will be trained on.
+        patch: Take this patch (D, H, W).
+        json: Also write the plan to this file.
+    """
+    from medcontext.cli.tables import plan_table, print_table
+    from medcontext.data.check import check_dataset
+    from medcontext.data.dataset import open_dataset
+    from medcontext.training.config import TrainConfig
+    from medcontext.training.device import choose_device
+    from medcontext.training.train import plan_for
+
+    progress = Progress()
+    with progress.task("checking") as update:
+        report = check_dataset(open_dataset(data), update)
+    planned = plan_for(report, TrainConfig(network=network, patch=patch), choose_device(device))
+    print_table(plan_table(planned))
+    for reason in planned.reasons:
+        print(f"- {reason}")
+    if json is not None:
+        write_json(json, planned.to_dict())
+    return 0
+
+
+def predict(
+    run: Path, scans: Path, out: Path, split: Literal["train", "validation", "test"] | None = None, device: str = "auto"
+) -> int:
+    """Segment scans, each in its own space: same shape, affine and label numbers as the training data.
+
+    Args:
+        run: Run folder, or a model file.
+        scans: A scan, a folder of scans, or a data set.
+        out: Folder for the label maps.
+        split: Only the cases of this part of the run's split.
+        device: auto, cpu, cuda or mps.
+    """
+    from medcontext.inference.predictor import Predictor, find_scans, predict_files
+    from medcontext.training.device import choose_device
+    from medcontext.training.run import RunFolder
+
+    found = find_scans(scans)
+    if split is not None:
+        wanted = getattr(RunFolder(run).read_split(), split)
+        found = {name: path for name, path in found.items() if name in wanted}
+        if not found:
+            raise MedContextError(f"None of these scans is in the {split} part of the run's split.", file=scans)
+    progress = Progress()
+    predictor = Predictor.load(run, choose_device(device))
+    with progress.task("predicting") as update:
+        failed = predict_files(predictor, found, out, update)
+    for error in failed.values():
+        progress.say(str(error))
+    print(f"{len(found) - len(failed)} label map(s) in {out}" + (f"; {len(failed)} scan(s) failed" if failed else ""))
+    return 1 if failed else 0
+
+
+def evaluate(predictions: Path, labels: Path, json: Path | None = None) -> int:
+    """Score label maps against the truth: Dice, and HD95 in mm.
+
+    Args:
+        predictions: Folder of predicted label maps, or one file.
+        labels: Folder of true label maps of the same names, or one file.
+        json: Write all scores to this file: one row per case and label, and their means.
+    """
+    from medcontext.cli.tables import print_table
+    from medcontext.evaluation.evaluate import evaluate as score
+    from medcontext.evaluation.evaluate import table
+
+    progress = Progress()
+    with progress.task("scoring") as update:
+        result = score(predictions, labels, progress=update)
+    print_table(table(result))
+    if result["unpredicted"]:
+        print(f"{len(result['unpredicted'])} case(s) have a truth but no prediction, and were not scored")
+    if json is not None:
+        write_json(json, result)
+    return 0
+
+
+def report(run: Path, baseline: Path | None = None, device: str = "auto") -> int:
+    """Write the report page of a run: report.html in its folder. Held-out cases not yet predicted are predicted first.
+
+    Args:
+        run: Run folder.
+        baseline: Another run on the same split, shown beside it.
+        device: To predict on.
+    """
+    from medcontext.studies.holdout import report_runs
+
+    page = report_runs([run, *([baseline] if baseline else [])], device=device, progress=Progress())
+    print(f"report: {page}")
+    return 0
+
+
+def demo(out: Path = Path("demo"), seed: int = 0, replace: bool = False) -> int:
+    """The whole way on phantoms, in a few minutes: MedContext beside the supervised baseline, from scans to report.
+
+    Args:
+        out: Folder for everything.
+        seed: Of phantoms and trainings.
+        replace: Remove what an earlier demonstration left there.
+    """
+    from medcontext.studies.demo import run_demo
+
+    run_demo(out, seed=seed, replace=replace, progress=Progress())
+    return 0

@@ -1,0 +1,124 @@
+"""The entry point ``medcontext``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from medcontext.cli import commands
+from medcontext.errors import MedContextError
+from medcontext.method.presets import PRESETS, MethodConfig
+from medcontext.training.config import TrainConfig
+from medcontext.version import __version__
+
+COMMANDS = (
+    commands.phantom,
+    commands.check,
+    commands.plan,
+    commands.predict,
+    commands.evaluate,
+    commands.report,
+    commands.demo,
+)
+
+DESCRIPTION = "Train 3D segmentation networks that learn context (MedContext), from a folder of labelled scans."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and leave with its exit code: 0 well, 1 something is wrong, 2 called wrongly, 130 stopped."""
+    # Threads that wait for each other by spinning make a step ten times slower as soon as another program wants a core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    given = [_with_underscores(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    parser = _parser(given)
+    settings = parser.parse_args(given)
+    if settings.subcommand is None:
+        parser.print_help()
+        sys.exit(2)
+    try:
+        sys.exit(_run(settings.subcommand, parser.instantiate(settings)[settings.subcommand]))
+    except MedContextError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run(name: str, settings: Namespace) -> int:
+    if name == "train":
+        return _train(settings)
+    command = next(each for each in COMMANDS if each.__name__ == name)
+    return command(**vars(settings))
+
+
+def _train(settings: Namespace) -> int:
+    from medcontext.progress import Progress
+    from medcontext.training.train import train
+
+    values = {field.name: settings[field.name] for field in dataclasses.fields(TrainConfig)}
+    run = train(
+        settings.data,
+        settings.out,
+        TrainConfig(**values),
+        resume=settings.resume,
+        replace=settings.replace,
+        progress=Progress(),
+    )
+    print(f"trained: {run}. Next: medcontext report {run}")
+    return 0
+
+
+def _parser(given: Sequence[str]) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(prog="medcontext", description=DESCRIPTION, version=__version__)
+    subcommands = parser.add_subcommands(required=False)
+    for command in COMMANDS:
+        summary = (command.__doc__ or "").splitlines()[0]
+        inner = ArgumentParser(description=summary)
+        inner.add_function_arguments(command, as_positional=True)
+        subcommands.add_subcommand(command.__name__, inner, help=summary)
+    summary = "Train a network on a folder of labelled scans; what can be set is listed by 'medcontext train --help'."
+    subcommands.add_subcommand("train", _train_parser(given), help=summary)
+    return parser
+
+
+def _train_parser(given: Sequence[str]) -> ArgumentParser:
+    parser = ArgumentParser(description="Train a network on a folder of labelled scans.")
+    parser.add_argument("data", type=Path, help="data folder: imagesTr and labelsTr, or images and labels")
+    parser.add_argument("--out", type=Path, required=True, help="run folder to write")
+    parser.add_argument("--resume", action="store_true", help="go on with the run where it stopped, if it is there")
+    parser.add_argument("--replace", action="store_true", help="remove the run that is there first")
+    parser.add_argument("--config", action="config", help="YAML file of settings")
+    parser.add_class_arguments(TrainConfig, as_group=False, skip={"method"})
+    parser.add_class_arguments(MethodConfig, "method", default=PRESETS[_preset_asked(given)])
+    return parser
+
+
+def _preset_asked(given: Sequence[str]) -> str:
+    """The preset that the details of the method start from; anything odd is left for the parser to refuse."""
+    asked: Any = "medcontext"
+    for place, argument in enumerate(given):
+        name, _, value = argument.partition("=")
+        value = value or (given[place + 1] if place + 1 < len(given) else "")
+        if name == "--config" and Path(value).is_file():
+            import yaml
+
+            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            asked = content.get("preset", asked) if isinstance(content, dict) else asked
+        if name == "--preset":
+            asked = value
+    return asked if asked in PRESETS else "medcontext"
+
+
+def _with_underscores(argument: str) -> str:
+    """``--max-steps`` and ``--max_steps`` are the same option."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
