@@ -171,5 +171,9 @@ def _read(path: Path) -> tuple[Any, npt.NDArray[Any]]:
 
 def _wrong_dimensions(path: Path, shape: tuple[int, ...], expected: str) -> MedContextError:
     return MedContextError(
-        "The array has the wrong number of axes.", file=path, found=f"shape {shape}", expected=expected
+        "The array has the wrong number of axes.",
+        file=path,
+        found=f"shape {shape}",
+        expected=expected,
+        remedy="export one volume per file, channels along the fourth axis of an image",
     )

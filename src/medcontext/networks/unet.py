@@ -9,6 +9,8 @@ from torch import nn
 SMALLEST_SIDE = 4
 """An axis is halved only while at least this many voxels are left along it."""
 
+FEWEST_STAGES = 3
+
 
 def unet_settings(
     patch: tuple[int, int, int], spacing: tuple[float, float, float], scale: Literal["small", "full"]
@@ -18,7 +20,8 @@ def unet_settings(
     As in nnU-Net: an axis takes part in a stage's pooling while it is long enough and not coarser than twice the
     finest, and in its convolutions once its spacing is within twice the finest, so that thick slices are not mixed
     before their plane is as coarse as they are. ``full`` goes from 32 to 320 features in up to 6 stages, ``small``
-    from 16 to 128 in up to 4.
+    from 16 to 128 in up to 4. Where there is too little to halve, stages without pooling make up the three that
+    DynUNet needs.
     """
     first, most, stages = (32, 320, 6) if scale == "full" else (16, 128, 4)
     size, millimetres = list(patch), list(spacing)
@@ -30,7 +33,7 @@ def unet_settings(
             2 if count % 2 == 0 and count // 2 >= SMALLEST_SIDE and step < 2 * finest else 1
             for count, step in zip(size, millimetres, strict=True)
         ]
-        if max(stride) == 1:
+        if max(stride) == 1 and len(strides) >= FEWEST_STAGES:
             break
         size = [count // step for count, step in zip(size, stride, strict=True)]
         millimetres = [length * step for length, step in zip(millimetres, stride, strict=True)]

@@ -1,0 +1,130 @@
+"""Which hidden voxels can still change what a network says: none when voxels are hidden, UNETR's skip for tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medcontext.errors import MedContextError
+from medcontext.method.hiding import Student, fill_voxels, mask_to_tokens
+from medcontext.method.masking import draw_mask, mask_grid, mask_to_voxels
+from medcontext.method.presets import MethodConfig
+from medcontext.networks.registry import NETWORKS, build_network, network_spec
+
+PATCH = (32, 32, 32)
+
+
+def small(name: str) -> nn.Module:
+    settings = {
+        "unet": {"features": [4, 8, 8], "strides": [[1] * 3, [2] * 3, [2] * 3], "kernels": [[3] * 3] * 3},
+        "unetr": {"features": 4, "hidden": 24, "mlp": 48, "heads": 2},
+    }
+    return build_network(name, 2, 3, PATCH, settings[name], seed=0).eval()
+
+
+def mask_for(config: MethodConfig, batch: int = 2) -> torch.Tensor:
+    return draw_mask(config, batch, mask_grid(PATCH, config.mask_patch), torch.Generator().manual_seed(0))
+
+
+def sensitivity(student: nn.Module, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Which voxels ``(B, D, H, W)`` of the image can change the masked output, by the gradient."""
+    image = image.clone().requires_grad_()
+    weights = torch.randn(2, 3, *PATCH, generator=torch.Generator().manual_seed(1))
+    (student(image, mask) * weights).sum().backward()
+    return image.grad.abs().sum(1) > 0
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+@pytest.mark.parametrize("fill", ["zero", "learnable"])
+def test_no_hidden_voxel_reaches_any_network(name, fill):
+    config = MethodConfig(hide="voxels", fill=fill, mask_patch=(8, 8, 8))
+    mask = mask_for(config)
+    image = torch.randn(2, 2, *PATCH)
+    reached = sensitivity(Student(small(name), config, 2, None), image, mask)
+    hidden = mask_to_voxels(mask, config.mask_patch, PATCH)[:, 0]
+    assert not reached[hidden].any()
+    assert reached[~hidden].float().mean() > 0.9
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_hidden_voxels_may_hold_anything(name):
+    config = MethodConfig(hide="voxels", fill="mean")
+    mask, student = mask_for(config), Student(small(name), config, 2, None)
+    hidden = mask_to_voxels(mask, config.mask_patch, PATCH)
+    image = torch.randn(2, 2, *PATCH)
+    with torch.no_grad():
+        assert torch.equal(student(image, mask), student(image.masked_fill(hidden, 1e6), mask))
+
+
+def test_hidden_tokens_of_unetr_reach_it_by_the_first_skip_only():
+    config = MethodConfig(hide="tokens", mask="tube", mask_patch=(16, 16, 16), ratio=0.5)
+    network, mask = small("unetr"), mask_for(config)
+    student = Student(network, config, 2, network_spec("unetr").patch_embedding)
+    image = torch.randn(2, 2, *PATCH)
+    hidden = mask_to_voxels(mask, config.mask_patch, PATCH)[:, 0]
+    assert sensitivity(student, image, mask)[hidden].any()
+    network.encoder1.register_forward_hook(lambda module, inputs, output: output.detach())
+    reached = sensitivity(student, image, mask)
+    assert not reached[hidden].any()
+    assert reached[~hidden].all()
+
+
+def test_hidden_tokens_keep_their_position():
+    config = MethodConfig(hide="tokens", mask_patch=(16, 16, 16), ratio=0.5)
+    network, mask = small("unetr"), mask_for(config)
+    student = Student(network, config, 2, network_spec("unetr").patch_embedding)
+    nn.init.constant_(network.vit.patch_embedding.position_embeddings, 3.0)
+    nn.init.constant_(student.mask_token, 5.0)
+    seen = []
+    network.vit.patch_embedding.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    student(torch.randn(2, 2, *PATCH), mask)
+    assert torch.equal((seen[0] == 8.0).all(-1), mask.flatten(1))
+
+
+def test_a_student_shown_everything_is_the_network():
+    network = small("unetr")
+    student = Student(network, MethodConfig(hide="tokens"), 2, network_spec("unetr").patch_embedding)
+    image = torch.randn(2, 2, *PATCH)
+    with torch.no_grad():
+        assert torch.equal(student(image), network(image))
+        nothing = torch.zeros_like(mask_for(MethodConfig()))
+        assert torch.equal(Student(network, MethodConfig(), 2, None)(image, nothing), network(image))
+    assert not network.vit.patch_embedding.patch_embeddings._forward_hooks
+
+
+@pytest.mark.parametrize(("name", "where"), [("unet", "voxels"), ("unetr", "tokens")])
+def test_auto_hides_tokens_where_there_are_any(name, where):
+    student = Student(small(name), MethodConfig(hide="auto"), 2, network_spec(name).patch_embedding)
+    assert student.hides == where
+
+
+def test_fill_by_the_mean_of_what_is_visible():
+    image = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+    hidden = torch.rand(2, 1, 4, 5, 6) < 0.4
+    filled = fill_voxels(image, hidden, "mean")
+    for sample in range(2):
+        for channel in range(3):
+            there = hidden[sample, 0]
+            expected = image[sample, channel][~there].mean()
+            assert torch.allclose(filled[sample, channel][there], expected, atol=1e-6)
+            assert torch.equal(filled[sample, channel][~there], image[sample, channel][~there])
+
+
+def test_learned_values_get_a_gradient_per_channel():
+    student = Student(nn.Identity(), MethodConfig(fill="learnable"), 2, None)
+    mask = mask_for(MethodConfig())
+    student(torch.randn(2, 2, *PATCH), mask).sum().backward()
+    hidden = mask_to_voxels(mask, (8, 8, 8), PATCH).sum()
+    assert student.hidden_value.grad.tolist() == [float(hidden)] * 2
+
+
+def test_a_patch_that_is_no_whole_number_of_tokens_is_refused_with_the_nearest():
+    tokens = torch.zeros(1, 8, 2, 2, 2)
+    with pytest.raises(MedContextError, match=r"\[16, 16, 16\]"):
+        mask_to_tokens(torch.zeros(1, 4, 4, 4, dtype=torch.bool), (8, 8, 8), PATCH, tokens)
+
+
+def test_tokens_of_a_network_without_any_are_refused():
+    with pytest.raises(MedContextError, match="hide=voxels"):
+        Student(small("unet"), MethodConfig(hide="tokens"), 2, None)

@@ -1,0 +1,271 @@
+"""The training step against a reference written from the formulas, in float64 and without the package's code."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from medcontext.errors import MedContextError
+from medcontext.method.diagnostics import hard_dice
+from medcontext.method.objective import MedContext, preset
+from medcontext.method.presets import PRESETS
+from medcontext.method.schedules import teacher_momentum
+
+SIZE = (8, 8, 8)
+
+
+class Small(nn.Module):
+    """A convolution with normalisation, so that there are buffers, and dropout, so that modes matter."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(
+            nn.Conv3d(2, 5, 3, padding=1), nn.BatchNorm3d(5), nn.Dropout(0.3), nn.LeakyReLU(), nn.Conv3d(5, classes, 1)
+        )
+
+    def forward(self, image):
+        return self.inner(image)
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, 2, *SIZE, generator=generator), torch.randint(0, 3, (2, *SIZE), generator=generator)
+
+
+def make(config="medcontext", network: nn.Module | None = None, **changes) -> MedContext:
+    torch.manual_seed(0)
+    values = replace(preset(config), mask_patch=(2, 4, 4), **changes)
+    return MedContext(network or Small(), values, total_steps=20, channels=2)
+
+
+def reference_dice_ce(z, y):
+    """Mean over samples and foreground classes of the soft Dice loss, plus mean cross-entropy."""
+    p = z.softmax(1)
+    total, terms = 0.0, 0
+    for b in range(z.shape[0]):
+        for k in range(1, z.shape[1]):
+            truth = (y[b] == k).to(z.dtype)
+            overlap = 2 * (p[b, k] * truth).sum() + 1e-5
+            total = total + 1 - overlap / (p[b, k].sum() + truth.sum() + 1e-5)
+            terms += 1
+    chosen = torch.stack([p[b].flatten(1)[y[b].flatten(), torch.arange(y[b].numel())] for b in range(len(y))])
+    return total / terms - chosen.log().mean()
+
+
+def reference_step(config, network, teacher, image, label, mask, value):
+    """Losses of the three passes from the formulas."""
+    hidden = torch.zeros(len(image), *SIZE, dtype=torch.bool)
+    for index in mask.nonzero():
+        b, *corner = index.tolist()
+        box = tuple(slice(c * p, c * p + p) for c, p in zip(corner, config.mask_patch, strict=True))
+        hidden[(b, *box)] = True
+    seen = image.clone()
+    for b in range(image.shape[0]):
+        for c in range(image.shape[1]):
+            seen[b, c][hidden[b]] = image[b, c][~hidden[b]].mean() if config.fill == "mean" else value[c]
+    z_c, z_m = network(image), network(seen)
+    with torch.no_grad():
+        z_t = teacher(image)
+    if config.consistency == "paper":
+        consistency = ((z_m - z_t) ** 2).mean() / (z_t**2).sum().sqrt()
+    else:
+        p_t, p_m = z_t.softmax(1), z_m.softmax(1)
+        consistency = (p_t * (p_t.log() - p_m.log())).sum(1).mean()
+    clean, masked = reference_dice_ce(z_c, label), reference_dice_ce(z_m, label)
+    total = clean + config.masked_weight * masked + config.consistency_weight * consistency
+    return {"clean": clean, "masked": masked, "consistency": consistency, "total": total}
+
+
+@pytest.mark.parametrize("name", ["medcontext", "paper"])
+@pytest.mark.parametrize("parts", [False, True])
+def test_losses_and_gradients_agree_with_the_formulas(name, parts):
+    network = Small()
+    network.inner[1], network.inner[2] = nn.InstanceNorm3d(5, affine=True), nn.Identity()
+    method = make(name, network, hide="voxels", masked_weight=0.7)
+    image, label = batch()
+    with torch.no_grad():
+        for weight in method.teacher.network.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    reference, teacher = copy.deepcopy(network).double(), copy.deepcopy(method.teacher.network).double()
+    generator = torch.Generator().manual_seed(0)
+    method._generator.set_state(generator.get_state())
+    mask = method.draw_mask(image)
+    method._generator.set_state(generator.get_state())
+    value = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+
+    expected = reference_step(method.config, reference, teacher, image.double(), label, mask, value)
+    expected["total"].backward()
+    if parts:
+        losses = method(image, label, backward=torch.Tensor.backward)
+    else:
+        losses = method(image, label)
+        losses["total"].backward()
+
+    assert losses.keys() == expected.keys()
+    for term, loss in expected.items():
+        assert math.isclose(losses[term].item(), loss.item(), rel_tol=1e-5, abs_tol=1e-7), term
+    for mine, theirs in zip(network.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-6)
+    if name == "paper":
+        assert torch.allclose(method.student.hidden_value.grad.double(), value.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_gradient_shares_are_those_of_the_terms_alone():
+    changes = {"consistency_weight": 2.0}
+    network = Small()
+    network.inner[2] = nn.Identity()
+    start = copy.deepcopy(network)
+    losses = make("medcontext", network, **changes)(*batch(), backward=torch.Tensor.backward, diagnose=True)
+    norms = {}
+    for term, weight in {"clean": 1.0, "masked": 1.0, "consistency": 2.0}.items():
+        alone = copy.deepcopy(start)
+        (weight * make("medcontext", alone, **changes)(*batch())[term]).backward()
+        norms[term] = torch.cat([p.grad.flatten() for p in alone.parameters() if p.grad is not None]).norm().item()
+    for term, norm in norms.items():
+        assert losses[f"gradient_share/{term}"].item() == pytest.approx(norm / sum(norms.values()), rel=1e-3)
+
+
+def test_supervised_is_the_supervised_loss_alone():
+    method = make("supervised")
+    image, label = batch()
+    method.student.eval()
+    losses = method(image, label)
+    assert set(losses) == {"clean", "total"}
+    assert losses["total"].item() == pytest.approx(reference_dice_ce(method.network(image).double(), label).item())
+    assert method.teacher is None
+
+
+def test_the_teacher_is_the_closed_form_moving_average():
+    method = make("paper", momentum=0.9)
+    optimizer = torch.optim.SGD(method.student.parameters(), lr=0.1)
+    expected = [p.double().detach().clone() for p in method.network.parameters()]
+    for step in range(7):
+        optimizer.zero_grad()
+        method(*batch(step))["total"].backward()
+        optimizer.step()
+        method.after_step()
+        momentum = 1 - 0.1 * (1 + math.cos(math.pi * step / 20)) / 2
+        expected = [
+            momentum * e + (1 - momentum) * p.double()
+            for e, p in zip(expected, method.network.parameters(), strict=True)
+        ]
+    for mine, average in zip(method.teacher.network.parameters(), expected, strict=True):
+        assert torch.allclose(mine.double(), average, atol=1e-6)
+        assert mine.grad is None
+    norms = method.teacher.network.inner[1], method.network.inner[1]
+    assert not torch.equal(norms[0].running_mean, torch.zeros(5))
+    assert torch.equal(norms[0].num_batches_tracked, norms[1].num_batches_tracked)
+
+
+def test_a_warm_start_averages_all_students_so_far():
+    method = make("medcontext")
+    students = []
+    for step in range(5):
+        with torch.no_grad():
+            for weight in method.network.parameters():
+                weight.normal_(generator=torch.Generator().manual_seed(step))
+        method.after_step()
+        students.append([p.detach().clone() for p in method.network.parameters()])
+    for place, average in enumerate(method.teacher.network.parameters()):
+        assert torch.allclose(average, torch.stack([s[place] for s in students]).mean(0), atol=1e-6)
+
+
+def test_the_teacher_is_always_in_eval_mode_and_out_of_reach():
+    method = make("medcontext")
+    method.student.train()
+    method.teacher._network.train()
+    target = method.teacher(batch()[0])
+    assert not any(module.training for module in method.teacher.network.modules())
+    assert not target.requires_grad
+    theirs = {id(p) for p in method.teacher.network.parameters()}
+    assert not theirs & {id(p) for p in method.student.parameters()}
+    assert torch.equal(target, method.teacher(batch()[0]))
+
+
+def test_a_resumed_method_goes_on_exactly():
+    def steps(method, optimizer, numbers):
+        for number in numbers:
+            method(*batch(number))["total"].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            method.after_step()
+
+    def start(seed):
+        network = Small()
+        network.inner[2] = nn.Identity()
+        torch.manual_seed(seed)
+        method = make("paper", network, fill="learnable")
+        return method, torch.optim.SGD(method.student.parameters(), lr=0.1)
+
+    whole, optimizer = start(0)
+    first = copy.deepcopy(whole.state_dict())
+    steps(whole, optimizer, range(6))
+
+    begun, optimizer = start(1)
+    begun.load_state_dict(first)
+    steps(begun, optimizer, range(3))
+    state = copy.deepcopy(begun.state_dict())
+    resumed, optimizer = start(2)
+    resumed.load_state_dict(state)
+    steps(resumed, optimizer, range(3, 6))
+
+    assert resumed.step == whole.step == 6
+    for mine, theirs in zip(resumed.student.state_dict().values(), whole.student.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+    for mine, theirs in zip(resumed.teacher.state_dict().values(), whole.teacher.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_momentum_schedules():
+    paper, ours = PRESETS["paper"], PRESETS["medcontext"]
+    assert teacher_momentum(paper, 0, 100) == pytest.approx(0.996)
+    assert teacher_momentum(paper, 50, 100) == pytest.approx(0.998)
+    assert teacher_momentum(paper, 100, 100) == 1.0
+    assert [teacher_momentum(ours, t, 100) for t in (0, 1, 3)] == [0.0, 0.5, 0.75]
+    assert teacher_momentum(ours, 5000, 100) == 0.99
+
+
+def test_diagnostics_show_context_and_collapse():
+    method = make("medcontext")
+    image, label = batch()
+    seen = method(image, label, backward=torch.Tensor.backward, diagnose=True)
+    assert 0 <= seen["context_score"] <= 1
+    assert sum(seen[f"teacher_occupancy/{k}"].item() for k in range(3)) == pytest.approx(1)
+    assert 0 < seen["teacher_entropy"] <= 1
+    collapsed = Small()
+    for weight in collapsed.parameters():
+        nn.init.zeros_(weight)
+    seen = make("medcontext", collapsed)(image, label, diagnose=True)
+    assert seen["teacher_entropy"].item() == pytest.approx(1)
+    assert seen["teacher_occupancy/0"].item() == 1
+
+
+def test_hard_dice_counts_the_region_only():
+    target = torch.tensor([[[[0, 1, 1, 2]]]])
+    logits = torch.nn.functional.one_hot(torch.tensor([[[[0, 1, 2, 2]]]]), 4).movedim(-1, 1).float()
+    assert hard_dice(logits, target)[:2].tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert hard_dice(logits, target)[2].isnan()
+    region = torch.tensor([[[[True, True, False, False]]]])
+    assert hard_dice(logits, target, region)[0].item() == 1
+    assert hard_dice(logits, target, region)[1].isnan()
+
+
+def test_large_logits_in_half_precision_stay_finite():
+    class Loud(Small):
+        def forward(self, image):
+            return (super().forward(image) * 1e4).half()
+
+    method = make("medcontext", Loud())
+    losses = method(*batch())
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones():
+    with pytest.raises(MedContextError) as error:
+        MedContext(Small(), "medcontex", total_steps=1)
+    assert "supervised" in str(error.value)

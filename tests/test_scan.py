@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medcontext.data.scan import case_name, read_labels, read_scan, scan_files, spacing_of, write_labels
+from medcontext.errors import MedContextError
+from tests.conftest import write_nifti
+
+OBLIQUE = np.array([[1.9, 0.2, 0.1, -30], [-0.2, 1.8, 0.3, 12], [-0.1, -0.3, 4.8, 7], [0, 0, 0, 1.0]])
+
+
+def test_one_channel_and_several_come_channels_first(tmp_path):
+    array = np.random.default_rng(0).normal(size=(4, 5, 6, 2)).astype(np.float32)
+    several = read_scan(write_nifti(tmp_path / "a.nii.gz", array, OBLIQUE))
+    assert np.array_equal(several.array, np.moveaxis(array, -1, 0))
+    one = read_scan(write_nifti(tmp_path / "b.nii", array[..., 0], OBLIQUE))
+    assert np.array_equal(one.array, array[None, ..., 0])
+    assert np.allclose(one.affine, OBLIQUE, atol=1e-5)
+    assert spacing_of(one.affine) == pytest.approx(tuple(np.linalg.norm(OBLIQUE[:3, :3], axis=0)), rel=1e-5)
+
+
+def test_a_prediction_is_written_with_the_geometry_of_its_scan(tmp_path):
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32), OBLIQUE)
+    image.set_sform(OBLIQUE, 4)
+    image.set_qform(OBLIQUE, 1)
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, tmp_path / "scan.nii.gz")
+    labels = np.random.default_rng(1).integers(0, 300, (4, 5, 6))
+    write_labels(tmp_path / "out" / "scan.nii.gz", labels, like=read_scan(tmp_path / "scan.nii.gz"))
+    written = nib.load(tmp_path / "out" / "scan.nii.gz")
+    assert np.array_equal(np.asarray(written.dataobj), labels)
+    assert np.allclose(written.affine, nib.load(tmp_path / "scan.nii.gz").affine)
+    assert written.header["sform_code"] == 4
+    assert written.header["qform_code"] == 1
+    assert written.header.get_xyzt_units() == ("mm", "sec")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["scan.nii.gz"]
+
+
+def test_whole_numbers_stored_as_floats_are_labels_and_fractions_are_not(tmp_path):
+    whole = np.array([[[0.0, 1.0, 40.0]]], dtype=np.float32)
+    assert read_labels(write_nifti(tmp_path / "a.nii.gz", whole, np.eye(4))).array.tolist() == [[[0, 1, 40]]]
+    path = write_nifti(tmp_path / "b.nii.gz", whole + np.float32(0.25), np.eye(4))
+    with pytest.raises(MedContextError, match="not whole numbers") as error:
+        read_labels(path)
+    assert error.value.file == str(path)
+    assert "nearest" in error.value.remedy
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_damaged_file_is_an_error_that_names_it(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("damaged")
+    array = np.random.default_rng(0).integers(0, 9, (6, 6, 6)).astype(np.int16)
+    plain = write_nifti(folder / "good.nii", array, np.eye(4)).read_bytes()
+    packed = gzip.compress(plain, mtime=0)
+    kind = data.draw(st.sampled_from(["cut plain", "cut packed", "text", "empty"]))
+    content = {
+        "cut plain": plain[: data.draw(st.integers(0, len(plain) - 1))],
+        "cut packed": packed[: data.draw(st.integers(0, len(packed) - 9))],
+        "text": b"this is no scan, it is a sentence" * 20,
+        "empty": b"",
+    }[kind]
+    path = folder / ("bad.nii" if kind == "cut plain" else "bad.nii.gz")
+    path.write_bytes(content)
+    for read in (read_scan, read_labels):
+        with pytest.raises(MedContextError) as error:
+            read(path)
+        assert error.value.file == str(path)
+        assert error.value.remedy
+
+
+def test_what_is_absent_or_no_scan_is_refused(tmp_path):
+    with pytest.raises(MedContextError, match="no such file"):
+        read_scan(tmp_path / "a.nii.gz")
+    with pytest.raises(MedContextError, match="not of a kind"):
+        case_name(tmp_path / "a.png")
+    with pytest.raises(MedContextError, match="number of axes"):
+        read_labels(write_nifti(tmp_path / "b.nii.gz", np.zeros((3, 3, 3, 2), np.uint8), np.eye(4)))
+    (tmp_path / "b.nii").write_bytes(b"")
+    with pytest.raises(MedContextError, match="same case"):
+        scan_files(tmp_path)
