@@ -1,0 +1,1 @@
+"""Scores out: metrics in millimetres, tables per case and label, pictures and the report."""

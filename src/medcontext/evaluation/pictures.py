@@ -1,0 +1,239 @@
+"""Label contours on slices of the scans, as PNG bytes; drawn off screen, with no global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from medcontext.data.scan import read_labels, read_scan, spacing_of
+from medcontext.errors import MedContextError
+
+DPI = 110
+
+LABEL_COLOURS = ("#56b4e9", "#e69f00", "#f0e442", "#cc79a7", "#00c896", "#ff6f3c", "#8fa5ff")
+"""Okabe and Ito's colours, told apart by colour-blind people, lightened where they would drown on grey."""
+
+LABEL_STYLES = ("solid", (0, (4, 1.5)), (0, (1.2, 1.2)))
+"""With more labels than colours, the colours come again with the next of these line styles."""
+
+TRUTH_STYLE: Mapping[str, Any] = {"color": "#ffffffcc", "linewidth": 0.6}
+
+
+@dataclass(frozen=True)
+class OverlayCase:
+    """One row of :func:`overlay_figure`.
+
+    Attributes:
+        rank: Why it is shown, such as ``best``.
+        name: The case's name.
+        image: The scan; of several channels the first is shown.
+        truth: The true label map.
+        predictions: Run name -> (predicted label map, Dice of the case or ``None``), in the order of the columns.
+    """
+
+    rank: str
+    name: str
+    image: Path
+    truth: Path
+    predictions: Mapping[str, tuple[Path, float | None]]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One slice, ready to draw: ``(H, W)`` arrays with the patient's right (or front) on the left, and sides in mm."""
+
+    image: npt.NDArray[np.float32]
+    maps: tuple[npt.NDArray[np.int32], ...]
+    height: float
+    width: float
+    sides: tuple[str, str]
+    place: str
+
+
+def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str]) -> bytes:
+    """Contours of the truth and of each run on one slice per case: a row per case, a column per source.
+
+    The slice is the one with the most true foreground in the plane of the finest resolution (axial where the voxels
+    are about cubes), in radiological convention, cut to the region that any of the maps labels. A thin white line
+    under a prediction is the outline of the truth.
+
+    Args:
+        cases: The rows; all with the same runs, at least one.
+        label_names: Label number -> name, for the legend.
+
+    Returns:
+        A PNG.
+
+    Raises:
+        MedContextError: A file cannot be read, or a label map has another shape than its scan.
+    """
+    rows = [_row(case) for case in cases]
+    known = sorted({label for row in rows for each in row.maps for label in _labels(each)} | set(label_names) - {0})
+    styles = {label: _label_style(index) for index, label in enumerate(known)}
+    shown = [label for label in known if any((each == label).any() for row in rows for each in row.maps)]
+
+    entries = [(label_names.get(label, f"label {label}"), styles[label]) for label in shown]
+    if any(case.predictions for case in cases):
+        entries.append(("truth's outline", TRUTH_STYLE))
+    panel, left, gap, head = 2.75, 0.56, 0.1, 0.34
+    width = left + max(len(row.maps) for row in rows) * (panel + gap)
+    legend_columns, legend_height = _legend_size([name for name, _ in entries], width)
+    heights = [panel * row.height / row.width for row in rows]
+    height = sum(heights) + head * len(rows) + legend_height + 0.1
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="#101418")
+    top = height
+    for case, row, tall in zip(cases, rows, heights, strict=True):
+        top -= head + tall
+        figure.text(
+            0.5 * left / width, (top + tall / 2) / height, f"{case.rank}\n{short(case.name, int(12 * tall))}",
+            rotation=90, color="#e8eaed", fontsize=10.5, linespacing=1.5, ha="center", va="center", parse_math=False,
+        )  # fmt: skip
+        titles = [("truth", row.place), *((name, _dice_text(dice)) for name, (_, dice) in case.predictions.items())]
+        for column, (title, labels) in enumerate(zip(titles, row.maps, strict=True)):
+            box = ((left + column * (panel + gap)) / width, top / height, panel / width, tall / height)
+            axes = figure.add_axes(box)
+            _draw_slice(axes, row, labels, styles, outline=column > 0)
+            axes.set_title(short(title[0], 20), loc="left", color="#ffffff", fontsize=11, pad=5, parse_math=False)
+            axes.set_title(title[1], loc="right", color="#c9ced6", fontsize=10, pad=5)
+    _draw_legend(figure, entries, legend_columns)
+    return png(figure)
+
+
+def _row(case: OverlayCase) -> _Row:
+    """Read one case, turn it to RAS, and choose the slice and the region of it to show."""
+    scan = read_scan(case.image)
+    paths = [case.truth, *(path for path, _ in case.predictions.values())]
+    volumes = [read_labels(path).array for path in paths]
+    for path, volume in zip(paths, volumes, strict=True):
+        if volume.shape != scan.array.shape[1:]:
+            raise MedContextError(
+                "A label map has another shape than its scan.",
+                file=path,
+                found=f"shape {volume.shape}",
+                expected=f"shape {scan.array.shape[1:]}, as {case.image}",
+                remedy="check that both are of the same case",
+            )
+    turn = nib.orientations.io_orientation(scan.affine)
+    spacing = [size for _, size in sorted(zip(turn[:, 0], spacing_of(scan.affine), strict=True))]
+    image, truth, *others = (nib.orientations.apply_orientation(each, turn) for each in (scan.array[0], *volumes))
+    axis = int(np.argmax(spacing)) if max(spacing) > 1.1 * spacing[2] else 2
+    counts = np.count_nonzero(truth, axis=tuple(other for other in range(3) if other != axis))
+    index = int(counts.argmax()) if counts.any() else truth.shape[axis] // 2
+    # Both axes that are left run right, front or up in RAS; flipped, they run to the picture's right and down it.
+    flat = [np.take(each, index, axis=axis)[::-1, ::-1].T for each in (image, truth, *others)]
+    across, down = (size for other, size in enumerate(spacing) if other != axis)
+    region = _region(flat[1:], down, across)
+    image, *maps = (each[region] for each in flat)
+    plane = ("sagittal", "coronal", "axial")[axis]
+    return _Row(
+        image=np.nan_to_num(image),
+        maps=tuple(maps),
+        height=image.shape[0] * down,
+        width=image.shape[1] * across,
+        sides=("A", "P") if axis == 0 else ("R", "L"),
+        place=f"{plane}, slice {index + 1} of {truth.shape[axis]}",
+    )
+
+
+def _region(maps: Sequence[npt.NDArray[np.int32]], down: float, across: float) -> tuple[slice, slice]:
+    """A square in mm around every labelled voxel of ``(H, W)`` maps, with margin, as far as the slice reaches."""
+    rows, columns = np.nonzero(np.any([each != 0 for each in maps], axis=0))
+    shape = maps[0].shape
+    if rows.size == 0:
+        return slice(None), slice(None)
+    extents = ((int(rows.min()), int(rows.max()) + 1, down), (int(columns.min()), int(columns.max()) + 1, across))
+    field = max(shape[0] * down, shape[1] * across)
+    side = max(1.6 * max((stop - start) * size for start, stop, size in extents), 0.3 * field)
+    slices = []
+    for (start, stop, size), length in zip(extents, shape, strict=True):
+        wanted = min(length, max(stop - start, round(side / size)))
+        first = min(max(0, (start + stop - wanted) // 2), length - wanted)
+        slices.append(slice(first, first + wanted))
+    return slices[0], slices[1]
+
+
+def _draw_slice(axes: Any, row: _Row, labels: Any, styles: Mapping[int, Mapping[str, Any]], outline: bool) -> None:
+    """The grey slice, the contours of ``labels``, the letters of the patient's sides."""
+    low, high = np.percentile(row.image, (1, 99.5))
+    axes.imshow(
+        row.image, cmap="gray", vmin=low, vmax=high, extent=(0, row.width, row.height, 0),
+        interpolation="bicubic", aspect="auto",
+    )  # fmt: skip
+    if outline:
+        for label in _labels(row.maps[0]):
+            _contour(axes, row, row.maps[0] == label, TRUTH_STYLE)
+    for label in _labels(labels):
+        _contour(axes, row, labels == label, styles[label])
+    for x, letter in zip((0.025, 0.975), row.sides, strict=True):
+        axes.text(
+            x, 0.5, letter, transform=axes.transAxes, color="white", fontsize=9, va="center",
+            ha="left" if x < 0.5 else "right", path_effects=[withStroke(linewidth=2, foreground="black")],
+        )  # fmt: skip
+    axes.set(xlim=(0, row.width), ylim=(row.height, 0))
+    axes.set_axis_off()
+
+
+def _contour(axes: Any, row: _Row, mask: npt.NDArray[np.bool_], style: Mapping[str, Any]) -> None:
+    """The outline of ``(H, W)`` ``mask``, closed at the edge of the picture."""
+    down, across = row.height / mask.shape[0], row.width / mask.shape[1]
+    y, x = (np.arange(mask.shape[0] + 2) - 0.5) * down, (np.arange(mask.shape[1] + 2) - 0.5) * across
+    lines = {f"{key}s": [value] for key, value in style.items()}
+    axes.contour(x, y, np.pad(mask, 1).astype(np.float32), levels=[0.5], **lines)
+
+
+def _labels(array: npt.NDArray[np.int32]) -> list[int]:
+    return [int(label) for label in np.unique(array) if label != 0]
+
+
+def _label_style(index: int) -> Mapping[str, Any]:
+    style = LABEL_STYLES[index // len(LABEL_COLOURS) % len(LABEL_STYLES)]
+    return {"color": LABEL_COLOURS[index % len(LABEL_COLOURS)], "linestyle": style, "linewidth": 1.3}
+
+
+def _legend_size(names: Sequence[str], width: float) -> tuple[int, float]:
+    """How many columns of names fit in ``width`` inches, and how many inches high they stand."""
+    widest = 0.55 + 0.085 * max((len(short(name, 30)) for name in names), default=0)
+    columns = max(1, min(len(names), int(width / widest)))
+    return columns, 0.2 + 0.2 * -(-len(names) // columns)
+
+
+def _draw_legend(figure: Any, entries: Sequence[tuple[str, Mapping[str, Any]]], columns: int) -> None:
+    if not entries:
+        return
+    lines = [Line2D([], [], **{**style, "linewidth": 1.5 * style["linewidth"]}) for _, style in entries]
+    legend = figure.legend(
+        lines, ["-"] * len(lines), loc="lower center", ncols=columns, frameon=False, fontsize=10, labelcolor="#e8eaed",
+        borderaxespad=0.3, columnspacing=1.6, handlelength=1.8, labelspacing=0.3,
+    )  # fmt: skip
+    for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
+        text.set(text=short(name, 30), parse_math=False)
+
+
+def _dice_text(dice: float | None) -> str:
+    return "no Dice" if dice is None else f"Dice {dice:.3f}"
+
+
+def short(text: str, most: int) -> str:
+    """``text`` on one line, its middle left out where it is longer than ``most`` characters."""
+    text = " ".join(text.split())
+    if len(text) <= most:
+        return text
+    return f"{text[: (most - 1) // 2]}…{text[len(text) - most // 2 :]}"
+
+
+def png(figure: Any) -> bytes:
+    """The figure as PNG, without a note of the program that wrote it."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
+    return buffer.getvalue()
