@@ -59,6 +59,7 @@ def plan(
     network: Literal["unet", "unetr"] = "unet",
     device: str = "auto",
     patch: tuple[int, int, int] | None = None,
+    spacing: tuple[float, float, float] | None = None,
     json: Path | None = None,
 ) -> int:
     """Say how a data set would be prepared and trained on, and why.
@@ -67,7 +68,8 @@ def plan(
         data: Data folder.
         network: The network it is planned for.
         device: What it will be trained on.
-        patch: Take this patch (D, H, W).
+        patch: Take this patch (D, H, W) in voxels, slice axis first.
+        spacing: Take this spacing (D, H, W) in mm.
         json: Also write the plan to this file.
     """
     from medcontext.cli.tables import plan_table, print_table
@@ -80,7 +82,7 @@ def plan(
     progress = Progress()
     with progress.task("checking") as update:
         report = check_dataset(open_dataset(data), update)
-    planned = plan_for(report, TrainConfig(network=network, patch=patch), choose_device(device))
+    planned = plan_for(report, TrainConfig(network=network, patch=patch, spacing=spacing), choose_device(device))
     print_table(plan_table(planned))
     for reason in planned.reasons:
         print(f"- {reason}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -81,11 +82,20 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
     for command in COMMANDS:
         summary = (command.__doc__ or "").splitlines()[0]
         inner = ArgumentParser(description=summary)
-        inner.add_function_arguments(command, as_positional=True)
+        flags = [name for name, each in signature(command).parameters.items() if each.default is False]
+        inner.add_function_arguments(command, as_positional=True, skip={*flags})
+        for flag in flags:
+            inner.add_argument(f"--{flag}", action="store_true", help=_described(command, flag))
         subcommands.add_subcommand(command.__name__, inner, help=summary)
     summary = "Train a network on a folder of labelled scans; what can be set is listed by 'medcontext train --help'."
     subcommands.add_subcommand("train", _train_parser(given), help=summary)
     return parser
+
+
+def _described(command: Callable[..., int], parameter: str) -> str:
+    """What a command's docstring says of a parameter."""
+    lines = (command.__doc__ or "").splitlines()
+    return next(text for name, _, text in (line.strip().partition(": ") for line in lines) if name == parameter)
 
 
 def _train_parser(given: Sequence[str]) -> ArgumentParser:

@@ -13,6 +13,7 @@ from medcontext.data.check import CaseFacts, CheckReport
 from medcontext.errors import MedContextError
 
 Size = tuple[int, int, int]
+Spacing = tuple[float, float, float]
 Device = Literal["cpu", "gpu"]
 
 PATCH_VOXELS: Mapping[Device, int] = {"cpu": 48**3, "gpu": 128**3}
@@ -62,7 +63,7 @@ class Plan:
     channels: int
     labels: Mapping[int, str]
     orientation: str
-    spacing: tuple[float, float, float]
+    spacing: Spacing
     normalisation: Normalisation
     patch: Size
     batch_size: int
@@ -87,7 +88,12 @@ class Plan:
 
 
 def make_plan(
-    report: CheckReport, *, device: Device = "cpu", patch_multiple: int | None = None, patch: Size | None = None
+    report: CheckReport,
+    *,
+    device: Device = "cpu",
+    patch_multiple: int | None = None,
+    patch: Size | None = None,
+    spacing: Spacing | None = None,
 ) -> Plan:
     """Plan a checked data set.
 
@@ -95,7 +101,8 @@ def make_plan(
         report: What :func:`medcontext.data.check.check_dataset` found.
         device: What the training will run on, which bounds the patch.
         patch_multiple: Every axis of the patch becomes a multiple of this, for networks that need it.
-        patch: Take this patch (D, H, W) instead.
+        patch: Take this patch (D, H, W) in voxels.
+        spacing: Take this spacing (D, H, W) in mm.
 
     Raises:
         MedContextError: No case is whole, or nothing is labelled.
@@ -114,23 +121,23 @@ def make_plan(
     facts = list(report.facts.values())
     orientation, why_orientation = _orientation(facts)
     sizes, spacings = _in_plan_axes(facts, orientation)
-    spacing = _as_spacing(np.median(spacings, axis=0))
-    median = np.median(sizes * spacings / np.array(spacing), axis=0)
+    target = spacing or _as_spacing(np.median(spacings, axis=0))
+    median = np.median(sizes * spacings / np.array(target), axis=0)
     normalisation, why_normalisation = _normalisation(report, facts)
-    chosen = patch or _patch(median, spacing, PATCH_VOXELS[device], patch_multiple)
+    chosen = patch or _patch(median, target, PATCH_VOXELS[device], patch_multiple)
     return Plan(
         dataset=report.dataset.name,
         channels=facts[0].channels,
         labels=report.labels,
         orientation=orientation,
-        spacing=spacing,
+        spacing=target,
         normalisation=normalisation,
         patch=chosen,
         batch_size=2,
         steps=STEPS[device],
         reasons=(
             why_orientation,
-            f"spacing {_listed(spacing)} mm: the median of {len(facts)} cases",
+            f"spacing {_listed(target)} mm: " + ("as asked for" if spacing else f"the median of {len(facts)} cases"),
             why_normalisation,
             f"patch {_listed(chosen)}: " + ("as asked for" if patch else _why_patch(median, device, patch_multiple)),
             f"{STEPS[device]} steps of 2 patches: the default on a {device}",
@@ -180,7 +187,7 @@ def _normalisation(report: CheckReport, facts: list[CaseFacts]) -> tuple[Normali
     return Normalisation("case"), f"normalisation case: intensities have no common scale ({kind})"
 
 
-def _patch(median: np.ndarray[Any, Any], spacing: tuple[float, float, float], most: int, multiple: int | None) -> Size:
+def _patch(median: np.ndarray[Any, Any], spacing: Spacing, most: int, multiple: int | None) -> Size:
     """The median case, cut along its longest sides in mm until no more than ``most`` voxels are left."""
     size = [_round_up(count, multiple) for count in median]
     while math.prod(size) > most:
@@ -212,7 +219,7 @@ def _multiple_for(count: float) -> int:
     return 8 if count >= 24 else 4 if count >= 12 else 2
 
 
-def _as_spacing(values: np.ndarray[Any, Any]) -> tuple[float, float, float]:
+def _as_spacing(values: np.ndarray[Any, Any]) -> Spacing:
     d, h, w = (round(float(value), 4) for value in values)
     return d, h, w
 

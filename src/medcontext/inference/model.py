@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,7 @@ def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
         raise MedContextError(
             "A checkpoint could not be written.",
             file=path,
-            found=str(error).splitlines()[0],
+            found=f"{_first_line(error)}; {shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free on this disk",
             remedy="make room, or the folder writable, and go on with --resume; "
             + ("the older checkpoint is whole" if path.exists() else "nothing was written"),
         ) from error
@@ -97,9 +98,9 @@ def load_tensors(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise MedContextError(
-            "This file holds code or objects, not just weights; it was not opened.",
+            "This file holds more than weights (code, perhaps), or is no checkpoint; it was not opened.",
             file=path,
-            found=str(error).splitlines()[0][:200],
+            found=_first_line(error),
             expected="tensors and plain values, as medcontext writes them",
             remedy="use a file from a source you trust, made by medcontext",
         ) from None
@@ -107,9 +108,13 @@ def load_tensors(path: Path) -> dict[str, Any]:
         raise MedContextError(
             "This checkpoint is damaged or is none.",
             file=path,
-            found=str(error).splitlines()[0][:200],
+            found=_first_line(error),
             remedy="copy it again, or use the run's other checkpoint (last.pt, best.pt)",
         ) from error
     if not isinstance(content, dict):
         raise MedContextError("This file is not a checkpoint of medcontext.", file=path, found=type(content).__name__)
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -20,7 +20,7 @@ from medcontext.training.run import RunFolder
 from medcontext.training.train import train
 
 CASES = 24
-STEPS = 250
+STEPS = 300
 PRESETS: tuple[Preset, Preset] = ("medcontext", "supervised")
 MARK = ".medcontext-demo"
 """A file that says a folder is a demonstration's, so that only such a folder is ever removed."""
@@ -50,7 +50,15 @@ def run_demo(out: Path, *, seed: int = 0, replace: bool = False, progress: Progr
     runs = {}
     for place, preset in enumerate(PRESETS, start=1):
         progress.say(f"training {place} of {len(PRESETS)}: {preset}, {STEPS} steps")
-        config = TrainConfig(preset=preset, max_steps=STEPS, seed=seed, validations=2, cache=out / "cache")
+        config = TrainConfig(
+            preset=preset,
+            max_steps=STEPS,
+            seed=seed,
+            validations=2,
+            batch_size=1,
+            patch=(32, 56, 80),
+            cache=out / "cache",
+        )
         runs[preset] = train(data, out / preset, config, progress=progress)
     page = report_runs(list(runs.values()), progress=progress)
     results: dict[str, Any] = {preset: read_json(RunFolder(run).evaluation) for preset, run in runs.items()}

@@ -29,6 +29,9 @@ class TrainConfig:
     network_settings: dict[str, Any] | None = None
     """Its size; None: chosen for the patch, the spacing and the device."""
 
+    spacing: tuple[float, float, float] | None = None
+    """Voxel size (D, H, W) in mm that every case is resampled to, slice axis first; None: the plan's."""
+
     patch: tuple[int, int, int] | None = None
     """Patch (D, H, W) in voxels of the planned spacing, slice axis first; None: the plan's."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def choose_precision(asked: Precision, device: str) -> Precision:
 
 def make_fabric(device: str, precision: Precision) -> Fabric:
     """Lightning Fabric on one device, with autocast to bf16 or none."""
+    # Its announcement of the precision is made by the training itself, beside the device.
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     kind, _, index = device.partition(":")
     devices: Any = [int(index)] if kind == "cuda" else 1
     return Fabric(accelerator=kind, devices=devices, precision="bf16-mixed" if precision == "bf16" else "32-true")

@@ -117,6 +117,7 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
                 training.seconds += time.monotonic() - began
             if stop.is_set():
                 training.save()
+                progress.say(f"stopped after step {training.step}; the checkpoint is written. Go on with --resume")
                 raise KeyboardInterrupt
             if training.step % config.save_every == 0 or training.step == steps:
                 training.save()

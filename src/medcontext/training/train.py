@@ -64,6 +64,10 @@ def train(
         config, plan, split = _set_up(run, dataset, config, device, progress)
     folders = _prepare(dataset, plan, split, config, progress)
     training = _build(run, config, plan, device, {name: folders[name] for name in split.validation})
+    progress.say(
+        f"{config.network} of {training.about['parameters']:,} parameters on {device} in {config.precision}: "
+        f"{config.max_steps} steps of {plan.batch_size} patches of {' x '.join(map(str, plan.patch))}"
+    )
     if run.last.is_file():
         training.load()
         progress.say(f"going on from step {training.step}")
@@ -80,7 +84,11 @@ def plan_for(report: CheckReport, config: TrainConfig, device: str) -> Plan:
     """The plan of a checked data set, with what the settings ask for in place of what it would choose."""
     spec = network_spec(config.network)
     plan = make_plan(
-        report, device="cpu" if device == "cpu" else "gpu", patch_multiple=spec.patch_multiple, patch=config.patch
+        report,
+        device="cpu" if device == "cpu" else "gpu",
+        patch_multiple=spec.patch_multiple,
+        patch=config.patch,
+        spacing=config.spacing,
     )
     asked: dict[str, Any] = {"batch_size": config.batch_size, "steps": config.max_steps}
     return dataclasses.replace(plan, **{key: value for key, value in asked.items() if value is not None})
@@ -124,6 +132,7 @@ def _set_up(
         method=config.method_config(),
         network_settings=config.network_settings
         or spec.settings(plan.patch, plan.spacing, "small" if device == "cpu" else "full"),
+        spacing=plan.spacing,
         patch=plan.patch,
         batch_size=plan.batch_size,
         max_steps=plan.steps,

@@ -1,0 +1,156 @@
+"""The commands, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+
+from medcontext.cli.main import main
+from medcontext.training.run import RunFolder
+from tests.test_train import NETWORK
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    return int(end.value.code or 0)
+
+
+def train_arguments(data, out, cache):
+    small = ["--patch", "[16,16,16]", "--network-settings", json.dumps(NETWORK), "--validations", "1"]
+    return ["train", data, "--out", out, "--cache", cache, "--max-steps", 6, *small]
+
+
+def test_the_whole_way(tiny, tmp_path, capsys):
+    cache = tmp_path / "cache"
+    assert run("check", tiny, "--json", tmp_path / "check.json") == 0
+    assert json.loads((tmp_path / "check.json").read_text())["findings"] == []
+    assert run("plan", tiny, "--json", tmp_path / "plan.json") == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["labels"] == {"1": "low", "2": "high"}
+    assert run(*train_arguments(tiny, tmp_path / "ours", cache)) == 0
+    assert run(*train_arguments(tiny, tmp_path / "base", cache), "--preset", "supervised") == 0
+    assert run("predict", tmp_path / "ours", tiny / "imagesTr", tmp_path / "predicted") == 0
+    assert run("evaluate", tmp_path / "predicted", tiny / "labelsTr", "--json", tmp_path / "scores.json") == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert {(row["case"], row["label"]) for row in scores["cases"]} == {
+        (f"case_{case:02d}", label) for case in range(8) for label in (1, 2)
+    }
+    assert all({"dice", "hd95_mm"} <= row.keys() for row in scores["cases"])
+    assert {"dice", "hd95_mm", "labels"} <= scores["mean"].keys()
+    assert run("report", tmp_path / "ours", "--baseline", tmp_path / "base") == 0
+    page = (tmp_path / "ours" / "report.html").read_text()
+    assert "medcontext" in page
+    assert "supervised" in page
+    test = RunFolder(tmp_path / "ours").read_split().test
+    assert sorted(path.name for path in RunFolder(tmp_path / "ours").predictions.iterdir()) == [
+        f"{n}.nii.gz" for n in test
+    ]
+    assert run("predict", tmp_path / "ours", tiny, tmp_path / "held_out", "--split", "test") == 0
+    assert sorted(path.name for path in (tmp_path / "held_out").iterdir()) == [f"{name}.nii.gz" for name in test]
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_the_demonstration(tmp_path, monkeypatch, capsys):
+    from medcontext.studies import demo
+
+    monkeypatch.setattr(demo, "CASES", 5)
+    monkeypatch.setattr(demo, "STEPS", 2)
+    assert run("demo", "--out", tmp_path / "demo") == 0
+    said = capsys.readouterr().out
+    assert "supervised" in said
+    assert (tmp_path / "demo" / "medcontext" / "report.html").is_file()
+    assert run("demo", "--out", tmp_path / "demo") == 1
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "file").touch()
+    assert run("demo", "--out", tmp_path / "own", "--replace") == 1
+    assert (tmp_path / "own" / "file").exists()
+
+
+def test_check_fails_on_bad_data_and_lists_every_error(own_tiny, capsys):
+    (own_tiny / "labelsTr" / "case_01.nii.gz").unlink()
+    (own_tiny / "imagesTr" / "case_02.nii.gz").write_bytes(b"broken")
+    assert run("check", own_tiny) == 1
+    said = capsys.readouterr().out
+    assert "case_01.nii.gz" in said.replace("\n", "")
+    assert "2 error(s)" in said
+
+
+def test_errors_are_sentences_and_not_tracebacks(tmp_path, capsys):
+    assert run("check", tmp_path / "nowhere") == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: There is no such data folder.")
+    assert str(tmp_path / "nowhere") in said
+    assert run("predict", tmp_path, tmp_path, tmp_path / "out") == 1
+    assert "no trained model" not in capsys.readouterr().out
+
+
+def test_called_wrongly_is_exit_code_2(capsys):
+    assert run() == 2
+    assert run("train", "data") == 2
+    assert run("nonsense") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def printed_config(capsys, *arguments: object) -> dict:
+    assert run("train", "data", "--out", "run", *arguments, "--print_config") == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def test_every_setting_can_be_printed_set_and_read_back(tmp_path, capsys):
+    config = printed_config(
+        capsys, "--preset", "paper", "--method.ratio", "0.6", "--max-steps", "7", "--augment.scale", "0"
+    )
+    assert config["method"]["mask"] == "tube"
+    assert config["method"]["ratio"] == 0.6
+    assert config["max_steps"] == 7
+    assert config["augment"]["scale"] == 0
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"preset": "paper", "seed": 5}))
+    read = printed_config(capsys, "--config", tmp_path / "settings.yaml")
+    assert read["method"]["consistency"] == "paper"
+    assert read["seed"] == 5
+    ours = printed_config(capsys)
+    assert ours["method"]["mask"] == "random"
+
+
+def test_the_config_of_a_run_starts_another_like_it(tiny, tmp_path, capsys):
+    assert run(*train_arguments(tiny, tmp_path / "first", tmp_path / "cache"), "--preset", "paper") == 0
+    capsys.readouterr()
+    stored = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
+    read = printed_config(capsys, "--config", tmp_path / "first" / "config.yaml")
+    assert {key: read[key] for key in stored} == stored
+    assert run("train", tiny, "--out", tmp_path / "second", "--config", tmp_path / "first" / "config.yaml") == 0
+    assert yaml.safe_load((tmp_path / "second" / "config.yaml").read_text()) == stored
+    assert run(*train_arguments(tiny, tmp_path / "first", tmp_path / "cache"), "--preset", "paper", "--resume") == 0
+
+
+def test_phantoms_from_the_command_line(tmp_path):
+    assert run("phantom", tmp_path / "data", "--cases", 2, "--seed", 3) == 0
+    assert len(list((tmp_path / "data" / "labelsTr").iterdir())) == 2
+    assert run("check", tmp_path / "data") == 0
+    assert run("phantom", tmp_path / "data") == 1
+
+
+def test_unetr_with_hidden_tokens_on_a_scan_smaller_than_its_patch(tiny, tmp_path):
+    settings = {"features": 4, "hidden": 24, "mlp": 48, "heads": 2}
+    arguments = [
+        "--network",
+        "unetr",
+        "--network-settings",
+        json.dumps(settings),
+        "--preset",
+        "paper",
+        "--max-steps",
+        2,
+    ]
+    assert run("train", tiny, "--out", tmp_path / "run", *arguments, "--cache", tmp_path / "cache") == 0
+    assert all(size % 16 == 0 for size in RunFolder(tmp_path / "run").read_plan().patch)
+    shutil.copy(tiny / "imagesTr" / "case_00.nii.gz", tmp_path)
+    assert run("predict", tmp_path / "run", tmp_path / "case_00.nii.gz", tmp_path / "out") == 0
+    scan, label = (nib.load(folder / "case_00.nii.gz") for folder in (tmp_path, tmp_path / "out"))
+    assert label.shape == scan.shape
+    assert np.allclose(label.affine, scan.affine)

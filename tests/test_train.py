@@ -1,0 +1,296 @@
+"""A training in its folder: whole, repeatable, resumable, and never at the cost of what is there already."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from medcontext.data.dataset import open_dataset
+from medcontext.data.scan import read_labels, read_scan
+from medcontext.errors import MedContextError
+from medcontext.inference.model import load_model, load_tensors, save_tensors
+from medcontext.inference.predictor import Predictor, find_scans, predict_files
+from medcontext.training.config import TrainConfig
+from medcontext.training.device import choose_device
+from medcontext.training.run import RunFolder
+from medcontext.training.schedule import learning_rate, make_optimizer
+from medcontext.training.train import train
+from tests.conftest import write_nifti
+
+NETWORK = {"features": [4, 8, 8], "strides": [[1] * 3, [2] * 3, [2] * 3], "kernels": [[3] * 3] * 3}
+SECONDS = {
+    "network_settings": NETWORK,
+    "patch": (16, 16, 16),
+    "max_steps": 12,
+    "log_every": 3,
+    "save_every": 4,
+    "validations": 2,
+    "precision": "fp32",
+}
+"""Settings of a training of seconds."""
+
+KILLED_AT_STEP_7 = """
+import os, signal, sys
+from pathlib import Path
+import medcontext.training.loop as loop
+from medcontext.training.config import TrainConfig
+from medcontext.training.train import train
+
+data, out, cache, settings = sys.argv[1:]
+done, step = 0, loop._step
+
+def counted(*arguments):
+    global done
+    done += 1
+    if done == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+
+loop._step = counted
+train(data, out, TrainConfig(cache=Path(cache), **eval(settings)))
+"""
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> TrainConfig:
+    return TrainConfig(cache=tmp_path_factory.mktemp("cache"), **SECONDS)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, settings, tmp_path_factory) -> RunFolder:
+    return RunFolder(train(tiny, tmp_path_factory.mktemp("runs") / "whole", settings))
+
+
+def weights(run: RunFolder) -> list[torch.Tensor]:
+    state = load_tensors(run.last)["method"]
+    return [*state["student"].values(), *(state["teacher"] or {}).values()]
+
+
+def same(first: RunFolder, second: RunFolder) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(weights(first), weights(second), strict=True))
+
+
+def test_a_run_folder_holds_everything_that_made_it(trained, tiny):
+    config = yaml.safe_load(trained.config.read_text())
+    assert config["method"]["mask"] == "random"
+    assert [key for key, value in config.items() if value is None] == ["patient"]
+    assert json.loads(trained.plan.read_text())["orientation"] == "SAR"
+    split = trained.read_split()
+    assert len(split.train) + len(split.validation) + len(split.test) == 8
+    about = json.loads(trained.about.read_text())
+    assert about["data"] == str(tiny.resolve())
+    assert about["versions"]["torch"] == torch.__version__
+    rows = trained.history()
+    assert [row["step"] for row in rows if row["kind"] == "train"] == [3, 6, 9, 12]
+    assert [row["step"] for row in rows if row["kind"] == "validation"] == [6, 12]
+    logged = {"loss/clean", "loss/masked", "loss/consistency", "loss/total", "gradient_share/consistency", "momentum"}
+    logged |= {"batch_dice/student", "batch_dice/teacher", "context_score", "context_gap", "teacher_entropy"}
+    assert logged <= {key for row in rows for key in row}
+    assert not list(trained.path.rglob(".unfinished*"))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, tiny, settings, tmp_path):
+    again = RunFolder(train(tiny, tmp_path / "again", settings))
+    assert same(again, trained)
+    other = RunFolder(train(tiny, tmp_path / "other", dataclasses.replace(settings, seed=1)))
+    assert not same(other, trained)
+    assert other.read_split() == trained.read_split()
+
+
+@pytest.mark.parametrize("preset", ["medcontext", "paper", "supervised"])
+def test_a_killed_run_goes_on_bit_by_bit(preset, trained, tiny, settings, tmp_path):
+    """A real process is killed in the middle; what it did after its last checkpoint is done again."""
+    settings = dataclasses.replace(settings, preset=preset)
+    whole = trained if preset == "medcontext" else RunFolder(train(tiny, tmp_path / "whole", settings))
+    arguments = [str(tiny), str(tmp_path / "killed"), str(settings.cache), repr(SECONDS | {"preset": preset})]
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT_STEP_7, *arguments], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run = RunFolder(tmp_path / "killed")
+    assert load_tensors(run.last)["method"]["step"] == 4
+    train(tiny, run.path, settings, resume=True)
+    assert same(run, whole)
+    assert [row["step"] for row in run.history()] == [row["step"] for row in whole.history()]
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_stopped(tiny, settings, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    command = [sys.executable, "-m", "medcontext", "train", str(tiny), "--out", str(run.path), "--max-steps", "100000"]
+    command += ["--patch", "[16,16,16]", "--network-settings", json.dumps(NETWORK), "--cache", str(settings.cache)]
+    command += ["--log-every", "2", "--precision", "fp32"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not run.history() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "--resume" in said
+    stopped_at = load_tensors(run.last)["method"]["step"]
+    assert stopped_at >= 2
+    assert run.history()[-1]["step"] <= stopped_at
+
+
+def test_a_folder_in_use_is_refused_and_replaced_only_if_it_is_a_run(trained, tiny, settings, tmp_path):
+    with pytest.raises(MedContextError, match="exists already") as error:
+        train(tiny, trained.path, settings)
+    assert "--resume" in error.value.remedy
+    assert "--replace" in error.value.remedy
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("years of work")
+    for way in ({"replace": True}, {"resume": True}):
+        with pytest.raises(MedContextError, match="something else than a run"):
+            train(tiny, precious, settings, **way)
+    assert (precious / "thesis.txt").read_text() == "years of work"
+    copy = shutil.copytree(trained.path, tmp_path / "copy")
+    train(tiny, copy, dataclasses.replace(settings, max_steps=2), replace=True)
+    assert RunFolder(copy).history()[-1]["step"] == 2
+
+
+def test_a_run_is_not_resumed_with_other_settings(trained, tiny, settings):
+    with pytest.raises(MedContextError, match="other settings") as error:
+        train(tiny, trained.path, dataclasses.replace(settings, learning_rate=0.5), resume=True)
+    assert "learning_rate" in error.value.found
+    with pytest.raises(MedContextError, match="other settings") as error:
+        train(tiny, trained.path, dataclasses.replace(settings, preset="paper"), resume=True)
+    assert "preset" in error.value.found
+    before = weights(trained)
+    train(tiny, trained.path, TrainConfig(), resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(weights(trained), before, strict=True))
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_whole(trained, tmp_path):
+    """The real limit of a file's size stands for a full disk: writing fails half-way."""
+    import resource
+
+    path = Path(shutil.copy(trained.last, tmp_path / "last.pt"))
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(MedContextError, match="could not be written") as error:
+            save_tensors(path, {"large": torch.randn(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "MB are free" in error.value.found
+    assert "older checkpoint is whole" in error.value.remedy
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_loading_never_executes_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'executed'}",)
+
+    for save in (torch.save, lambda value, file: file.write_bytes(pickle.dumps(value, protocol=2))):
+        save({"weights": Evil(), "format": 1}, tmp_path / "evil.pt")
+        with pytest.raises(MedContextError, match="not opened"):
+            load_model(tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_files_that_are_no_model_are_refused(trained, tmp_path):
+    for content in (b"", b"no model", trained.best.read_bytes()[:-500]):
+        (tmp_path / "bad.pt").write_bytes(content)
+        with pytest.raises(MedContextError) as error:
+            load_model(tmp_path / "bad.pt")
+        assert error.value.file == str(tmp_path / "bad.pt")
+    with pytest.raises(MedContextError, match="not a model"):
+        load_model(trained.last)
+    with pytest.raises(MedContextError, match="no trained model"):
+        load_model(tmp_path)
+
+
+def test_predictions_have_the_shape_affine_and_labels_of_their_scan(trained, tiny, tmp_path):
+    predictor = Predictor.load(trained.path)
+    scans = find_scans(tiny)
+    assert len(scans) == 8
+    assert not predict_files(predictor, scans, tmp_path / "out")
+    for name, path in scans.items():
+        scan, labels = read_scan(path), read_labels(tmp_path / "out" / f"{name}.nii.gz")
+        assert labels.array.shape == scan.array.shape[1:]
+        assert np.array_equal(labels.affine, scan.affine)
+        assert set(np.unique(labels.array)) <= {0, 1, 2}
+        assert np.array_equal(predictor(scan.array[0], scan.affine), labels.array)
+
+
+def test_one_bad_scan_does_not_stop_the_others(trained, tiny, tmp_path):
+    folder = shutil.copytree(tiny / "imagesTr", tmp_path / "scans")
+    (folder / "case_00.nii.gz").write_bytes(b"broken")
+    write_nifti(folder / "case_01.nii.gz", np.ones((9, 9, 9, 3), np.float32), np.eye(4))
+    write_nifti(folder / "tiny.nii.gz", np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32), np.eye(4))
+    failed = predict_files(Predictor.load(trained.path), find_scans(folder), tmp_path / "out")
+    assert sorted(failed) == ["case_00", "case_01"]
+    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert written == [f"case_0{k}.nii.gz" for k in range(2, 8)] + ["tiny.nii.gz"]
+    assert read_labels(tmp_path / "out" / "tiny.nii.gz").array.shape == (3, 2, 4)
+
+
+def test_bad_data_is_refused_before_training(own_tiny, settings, tmp_path):
+    label = own_tiny / "labelsTr" / "case_02.nii.gz"
+    label.write_bytes(label.read_bytes()[:100])
+    with pytest.raises(MedContextError, match="1 error") as error:
+        train(own_tiny, tmp_path / "run", settings)
+    assert error.value.file == str(label)
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    train(
+        shutil.copytree(own_tiny, tmp_path / "mended", ignore=lambda *_: ["case_02.nii.gz"]), tmp_path / "run", settings
+    )
+
+
+def test_resuming_without_a_case_that_was_learned_from_is_refused(own_tiny, settings, tmp_path):
+    run = RunFolder(train(own_tiny, tmp_path / "run", dataclasses.replace(settings, max_steps=2)))
+    name = run.read_split().train[0]
+    for folder in ("imagesTr", "labelsTr"):
+        (own_tiny / folder / f"{name}.nii.gz").unlink()
+    with pytest.raises(MedContextError, match="has changed") as error:
+        train(own_tiny, run.path, dataclasses.replace(settings, max_steps=2), resume=True)
+    assert name in error.value.found
+
+
+def test_without_validation_the_last_teacher_is_kept(own_tiny, settings, tmp_path):
+    run = RunFolder(train(own_tiny, tmp_path / "run", dataclasses.replace(settings, validation_share=0, max_steps=4)))
+    model = load_model(run.path)
+    assert model.about["which"] == "teacher"
+    assert model.about["step"] == 4
+    teacher = load_tensors(run.last)["method"]["teacher"]
+    assert all(torch.equal(value, teacher[name]) for name, value in model.network.state_dict().items())
+    assert len(open_dataset(own_tiny).cases) == 4
+
+
+def test_the_learning_rate_rises_and_falls_to_nothing():
+    rates = [learning_rate(0.1, step, 200) for step in range(200)]
+    assert max(rates) == pytest.approx(0.1)
+    assert rates.index(max(rates)) in (5, 6)
+    assert rates[0] == pytest.approx(0.1 / 6)
+    assert rates[-1] < 1e-4
+    assert all(a >= b for a, b in itertools.pairwise(rates[6:]))
+
+
+def test_weight_decay_leaves_norms_and_biases_out():
+    module = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.InstanceNorm3d(2, affine=True))
+    groups = make_optimizer(module, 0.3).param_groups
+    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.3), (3, 0.0)]
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(MedContextError, match="no such device"):
+        choose_device("cuda:99")
