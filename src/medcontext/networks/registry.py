@@ -38,7 +38,7 @@ class NetworkSpec:
 
 
 NETWORKS: dict[str, NetworkSpec] = {
-    "unet": NetworkSpec(unet_settings, build_unet, 1e-3),
+    "unet": NetworkSpec(unet_settings, build_unet, 3e-3),
     "unetr": NetworkSpec(unetr_settings, build_unetr, 3e-4, 16, "vit.patch_embedding.patch_embeddings"),
 }
 

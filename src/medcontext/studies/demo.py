@@ -20,7 +20,9 @@ from medcontext.training.run import RunFolder
 from medcontext.training.train import train
 
 CASES = 24
-STEPS = 300
+STEPS = 400
+SPACING = (6.0, 4.5, 4.5)
+"""Coarser than the scans, so that a patch on a CPU holds the whole body and few steps are enough."""
 PRESETS: tuple[Preset, Preset] = ("medcontext", "supervised")
 MARK = ".medcontext-demo"
 """A file that says a folder is a demonstration's, so that only such a folder is ever removed."""
@@ -51,13 +53,7 @@ def run_demo(out: Path, *, seed: int = 0, replace: bool = False, progress: Progr
     for place, preset in enumerate(PRESETS, start=1):
         progress.say(f"training {place} of {len(PRESETS)}: {preset}, {STEPS} steps")
         config = TrainConfig(
-            preset=preset,
-            max_steps=STEPS,
-            seed=seed,
-            validations=2,
-            batch_size=1,
-            patch=(32, 56, 80),
-            cache=out / "cache",
+            preset=preset, spacing=SPACING, batch_size=1, max_steps=STEPS, seed=seed, validations=2, cache=out / "cache"
         )
         runs[preset] = train(data, out / preset, config, progress=progress)
     page = report_runs(list(runs.values()), progress=progress)
