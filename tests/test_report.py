@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from medcontext.errors import MedContextError
+from medcontext.evaluation import pictures
 from medcontext.evaluation.curves import curves_figure
 from medcontext.evaluation.evaluate import evaluate
 from medcontext.evaluation.pictures import OverlayCase, overlay_figure
@@ -349,3 +350,14 @@ def test_values_that_are_not_numbers_are_left_out_of_curves(value):
 def test_a_step_that_was_trained_again_counts_once():
     once = [{"step": step, "momentum": 0.9 + step / 100} for step in (1, 2, 3)]
     assert curves_figure({"run": [{"step": 2, "momentum": 0.1}, *once]}) == curves_figure({"run": once})
+
+
+def test_the_slice_shown_has_the_most_labels_and_then_the_most_foreground():
+    truth = np.zeros((6, 6, 5), np.int32)
+    truth[:, :, 1] = 1
+    truth[0, 0, 2:4] = 1
+    truth[1, 1, 2:4] = 2
+    truth[2, 2, 3] = 2
+    assert pictures._slice_to_show(truth, 2) == 3
+    assert pictures._slice_to_show(truth * (truth == 1), 2) == 1
+    assert pictures._slice_to_show(truth * 0, 2) == 2

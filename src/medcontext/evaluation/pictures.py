@@ -64,9 +64,9 @@ class _Row:
 def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str]) -> bytes:
     """Contours of the truth and of each run on one slice per case: a row per case, a column per source.
 
-    The slice is the one with the most true foreground in the plane of the finest resolution (axial where the voxels
-    are about cubes), in radiological convention, cut to the region that any of the maps labels. A thin white line
-    under a prediction is the outline of the truth.
+    The slice is the one with the most labels, then the most foreground, of the truth, in the plane of the finest
+    resolution (axial where the voxels are about cubes), in radiological convention, cut to the region that any of the
+    maps labels. A thin white line under a prediction is the outline of the truth.
 
     Args:
         cases: The rows; all with the same runs, at least one.
@@ -128,8 +128,7 @@ def _row(case: OverlayCase) -> _Row:
     spacing = [size for _, size in sorted(zip(turn[:, 0], spacing_of(scan.affine), strict=True))]
     image, truth, *others = (nib.orientations.apply_orientation(each, turn) for each in (scan.array[0], *volumes))
     axis = int(np.argmax(spacing)) if max(spacing) > 1.1 * spacing[2] else 2
-    counts = np.count_nonzero(truth, axis=tuple(other for other in range(3) if other != axis))
-    index = int(counts.argmax()) if counts.any() else truth.shape[axis] // 2
+    index = _slice_to_show(truth, axis)
     # Both axes that are left run right, front or up in RAS; flipped, they run to the picture's right and down it.
     flat = [np.take(each, index, axis=axis)[::-1, ::-1].T for each in (image, truth, *others)]
     across, down = (size for other, size in enumerate(spacing) if other != axis)
@@ -144,6 +143,14 @@ def _row(case: OverlayCase) -> _Row:
         sides=("A", "P") if axis == 0 else ("R", "L"),
         place=f"{plane}, slice {index + 1} of {truth.shape[axis]}",
     )
+
+
+def _slice_to_show(truth: npt.NDArray[np.int32], axis: int) -> int:
+    """The slice with the most labels; of several such the one with the most foreground; the middle of an empty map."""
+    others = tuple(other for other in range(3) if other != axis)
+    labels = sum(np.any(truth == label, axis=others).astype(np.int64) for label in _labels(truth))
+    score = labels * truth.size + np.count_nonzero(truth, axis=others)
+    return int(score.argmax()) if score.any() else truth.shape[axis] // 2
 
 
 def _region(maps: Sequence[npt.NDArray[np.int32]], down: float, across: float) -> tuple[slice, slice]:

@@ -180,9 +180,9 @@ def _overlays(runs: Sequence[RunResults], scans: Mapping[str, tuple[Path, Path]]
         told.append(f"{each.rank} {each.name}: {', '.join(scores)}")
     alt = f"Slices with the outlines of the truth and of each run. Dice of {'; '.join(told)}."
     caption = (
-        f"Ranked by {runs[0].name}'s mean Dice over the labels of a case. Each row is the slice with the most true "
-        "foreground, cut to the labelled region; the patient's right is on the left (R) in axial and coronal slices. "
-        "Beside a prediction, the thin white line is the outline of the truth."
+        f"Ranked by {runs[0].name}'s mean Dice over the labels of a case. Each row is the slice with the most labels, "
+        "then the most foreground, cut to the labelled region; the patient's right is on the left (R) in axial and "
+        "coronal slices. Beside a prediction, the thin white line is the outline of the truth."
     )
     return page.picture(overlay_figure(shown, names), alt, caption)
 
