@@ -16,11 +16,8 @@ PATCH = (32, 32, 32)
 
 
 def small(name: str) -> nn.Module:
-    settings = {
-        "unet": {"features": [4, 8, 8], "strides": [[1] * 3, [2] * 3, [2] * 3], "kernels": [[3] * 3] * 3},
-        "unetr": {"features": 4, "hidden": 24, "mlp": 48, "heads": 2},
-    }
-    return build_network(name, 2, 3, PATCH, settings[name], seed=0).eval()
+    settings = network_spec(name).settings(PATCH, (1, 1, 1), "tiny")
+    return build_network(name, 2, 3, PATCH, settings, seed=0).eval()
 
 
 def mask_for(config: MethodConfig, batch: int = 2) -> torch.Tensor:

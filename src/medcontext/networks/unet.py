@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 from torch import nn
+
+from medcontext.networks.spec import NetworkSpec, Scale, Settings, Size, Spacing
 
 SMALLEST_SIDE = 4
 """An axis is halved only while at least this many voxels are left along it."""
@@ -12,18 +12,16 @@ SMALLEST_SIDE = 4
 FEWEST_STAGES = 3
 
 
-def unet_settings(
-    patch: tuple[int, int, int], spacing: tuple[float, float, float], scale: Literal["small", "full"]
-) -> dict[str, Any]:
+def unet_settings(patch: Size, spacing: Spacing, scale: Scale) -> Settings:
     """Stages, kernels and features for a patch (D, H, W) at a spacing in mm.
 
     As in nnU-Net: an axis takes part in a stage's pooling while it is long enough and not coarser than twice the
     finest, and in its convolutions once its spacing is within twice the finest, so that thick slices are not mixed
     before their plane is as coarse as they are. ``full`` goes from 32 to 320 features in up to 6 stages, ``small``
-    from 16 to 128 in up to 4. Where there is too little to halve, stages without pooling make up the three that
-    DynUNet needs.
+    from 16 to 128 in up to 4, ``tiny`` from 4 to 8 in 3. Where there is too little to halve, stages without pooling
+    make up the three that DynUNet needs.
     """
-    first, most, stages = (32, 320, 6) if scale == "full" else (16, 128, 4)
+    first, most, stages = {"tiny": (4, 8, 3), "small": (16, 128, 4), "full": (32, 320, 6)}[scale]
     size, millimetres = list(patch), list(spacing)
     strides = [[1, 1, 1]]
     kernels = [_kernel(millimetres)]
@@ -43,7 +41,7 @@ def unet_settings(
     return {"features": features, "strides": strides, "kernels": kernels}
 
 
-def build_unet(channels: int, classes: int, patch: tuple[int, int, int], settings: dict[str, Any]) -> nn.Module:
+def build_unet(channels: int, classes: int, patch: Size, settings: Settings) -> nn.Module:
     """The U-Net with instance normalisation and leaky ReLU, for any patch that its strides divide."""
     from monai.networks.nets.dynunet import DynUNet
 
@@ -62,3 +60,6 @@ def build_unet(channels: int, classes: int, patch: tuple[int, int, int], setting
 
 def _kernel(spacing: list[float]) -> list[int]:
     return [1 if step >= 2 * min(spacing) else 3 for step in spacing]
+
+
+SPEC = NetworkSpec(settings=unet_settings, build=build_unet, learning_rate=3e-3)

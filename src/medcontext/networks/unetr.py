@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
 from torch import nn
 
+from medcontext.networks.spec import NetworkSpec, Published, Scale, Settings, Size, Spacing, require_multiples
 
-def unetr_settings(
-    patch: tuple[int, int, int], spacing: tuple[float, float, float], scale: Literal["small", "full"]
-) -> dict[str, Any]:
-    """``full`` is the published size; ``small`` has a quarter of its width, for a CPU."""
-    if scale == "full":
-        return {"features": 16, "hidden": 768, "mlp": 3072, "heads": 12}
-    return {"features": 16, "hidden": 192, "mlp": 768, "heads": 6}
+SETTINGS: dict[Scale, Settings] = {
+    "tiny": {"features": 4, "hidden": 24, "mlp": 48, "heads": 2},
+    "small": {"features": 16, "hidden": 192, "mlp": 768, "heads": 6},
+    "full": {"features": 16, "hidden": 768, "mlp": 3072, "heads": 12},
+}
+TOKEN = 16
+"""Side in voxels of the cube that becomes one token."""
 
 
-def build_unetr(channels: int, classes: int, patch: tuple[int, int, int], settings: dict[str, Any]) -> nn.Module:
-    """UNETR for one size of patch, every axis a multiple of its tokens' 16 voxels."""
+def build_unetr(channels: int, classes: int, patch: Size, settings: Settings) -> nn.Module:
+    """UNETR for one size of patch."""
     from monai.networks.nets.unetr import UNETR
 
+    require_multiples("unetr", patch, (TOKEN, TOKEN, TOKEN))
     network: nn.Module = UNETR(
         in_channels=channels,
         out_channels=classes,
@@ -32,3 +32,17 @@ def build_unetr(channels: int, classes: int, patch: tuple[int, int, int], settin
         res_block=True,
     )
     return network
+
+
+def _settings(patch: Size, spacing: Spacing, scale: Scale) -> Settings:
+    return SETTINGS[scale]
+
+
+SPEC = NetworkSpec(
+    settings=_settings,
+    build=build_unetr,
+    learning_rate=3e-4,
+    published={"synapse": Published(1, 14, (96, 96, 96), SETTINGS["full"], 92_802_478, "released code, 16 features")},
+    patch_multiple=TOKEN,
+    patch_embedding="vit.patch_embedding.patch_embeddings",
+)
