@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from medcontext.errors import MedContextError
-from medcontext.method.hiding import Student, fill_voxels, mask_to_tokens
+from medcontext.method.hiding import Student, fill_voxels
 from medcontext.method.masking import draw_mask, mask_grid, mask_to_voxels
 from medcontext.method.presets import MethodConfig
+from medcontext.method.tokens import mask_over_tokens
 from medcontext.networks.registry import NETWORKS, build_network, network_spec
 
 PATCH = (32, 32, 32)
@@ -119,7 +120,7 @@ def test_learned_values_get_a_gradient_per_channel():
 def test_a_patch_that_is_no_whole_number_of_tokens_is_refused_with_the_nearest():
     tokens = torch.zeros(1, 8, 2, 2, 2)
     with pytest.raises(MedContextError, match=r"\[16, 16, 16\]"):
-        mask_to_tokens(torch.zeros(1, 4, 4, 4, dtype=torch.bool), (8, 8, 8), PATCH, tokens)
+        mask_over_tokens(torch.zeros(1, 4, 4, 4, dtype=torch.bool), (8, 8, 8), PATCH, tokens, 8)
 
 
 def test_tokens_of_a_network_without_any_are_refused():

@@ -27,7 +27,7 @@ def test_a_tube_is_hidden_along_its_whole_axis_or_not_at_all(grid, ratio, axis, 
     assert (columns.all(-1) | ~columns.any(-1)).all()
 
 
-@given(grid=grids, ratio=ratios, kind=st.sampled_from(["tube", "random"]), seed=st.integers(0, 1000))
+@given(grid=grids, ratio=ratios, kind=st.sampled_from(["tube", "random", "block"]), seed=st.integers(0, 1000))
 def test_every_sample_hides_the_same_exact_number(grid, ratio, kind, seed):
     mask = draw_mask(MethodConfig(mask=kind, ratio=ratio), 4, grid, seeded(seed))
     places = grid[1] * grid[2] if kind == "tube" else grid[0] * grid[1] * grid[2]
@@ -36,7 +36,7 @@ def test_every_sample_hides_the_same_exact_number(grid, ratio, kind, seed):
     assert mask.flatten(1).sum(1).tolist() == [expected] * 4
 
 
-@pytest.mark.parametrize("kind", ["tube", "random"])
+@pytest.mark.parametrize("kind", ["tube", "random", "block"])
 def test_all_places_are_equally_likely(kind):
     config = MethodConfig(mask=kind, ratio=0.4)
     drawn = 4000
@@ -52,6 +52,32 @@ def test_masks_follow_the_generator_and_differ_between_samples():
     assert torch.equal(first, again)
     assert not torch.equal(first, draw_mask(config, 8, (5, 5, 5), seeded(4)))
     assert len({tuple(sample.flatten().tolist()) for sample in first}) == 8
+
+
+def test_a_block_is_a_box_of_patches_that_lie_together():
+    mask = draw_mask(MethodConfig(mask="block", ratio=27 / 343), 20, (7, 7, 7), seeded())
+    for sample in mask:
+        for axis in range(3):
+            others = tuple(other for other in range(3) if other != axis)
+            along = sample.any(dim=others)
+            # Three neighbours on the closed axis: two changes from hidden to visible and back.
+            assert along.sum() == 3
+            assert (along != along.roll(1)).sum() == 2
+
+
+@given(low=st.floats(0.1, 0.5), width=st.floats(0.1, 0.4), seed=st.integers(0, 100))
+def test_a_ratio_is_drawn_from_its_range_for_every_mask(low, width, seed):
+    mask = draw_mask(MethodConfig(ratio=(low, low + width)), 40, (4, 6, 6), seeded(seed))
+    counts = mask.flatten(1).sum(1)
+    assert counts.min() >= round(low * 144) - 1
+    assert counts.max() <= round((low + width) * 144) + 1
+    assert len(set(counts.tolist())) > 3
+
+
+def test_a_batch_can_share_one_mask():
+    mask = draw_mask(MethodConfig(mask_per="batch"), 5, (4, 4, 4), seeded())
+    assert mask.shape == (5, 4, 4, 4)
+    assert all(torch.equal(mask[0], other) for other in mask)
 
 
 def test_no_mask_where_the_method_is_off():
@@ -72,7 +98,18 @@ def test_voxels_have_the_mask_of_their_patch(grid, patch, cut):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"ratio": 1.0}, {"ratio": -0.1}, {"momentum": 1.5}, {"masked_weight": -1.0}, {"mask_patch": (0, 8, 8)}]
+    "wrong",
+    [
+        {"temperature": 0.0},
+        {"ramp_up": 2.0},
+        {"confidence_threshold": -1.0},
+        {"ratio": 1.0},
+        {"ratio": -0.1},
+        {"momentum": 1.5},
+        {"masked_weight": -1.0},
+        {"mask_patch": (0, 8, 8)},
+        {"ratio": (0.5, 0.2)},
+    ],
 )
 def test_settings_out_of_range_are_refused_by_name(wrong):
     with pytest.raises(MedContextError, match=next(iter(wrong))):

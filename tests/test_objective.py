@@ -223,11 +223,11 @@ def test_a_resumed_method_goes_on_exactly():
 
 def test_momentum_schedules():
     paper, ours = PRESETS["paper"], PRESETS["medcontext"]
-    assert teacher_momentum(paper, 0, 100) == pytest.approx(0.996)
-    assert teacher_momentum(paper, 50, 100) == pytest.approx(0.998)
-    assert teacher_momentum(paper, 100, 100) == 1.0
-    assert [teacher_momentum(ours, t, 100) for t in (0, 1, 3)] == [0.0, 0.5, 0.75]
-    assert teacher_momentum(ours, 5000, 100) == 0.99
+    assert teacher_momentum(paper, 0, 100, 1) == pytest.approx(0.996)
+    assert teacher_momentum(paper, 50, 100, 1) == pytest.approx(0.998)
+    assert teacher_momentum(paper, 100, 100, 1) == 1.0
+    assert [teacher_momentum(ours, t, 100, 1) for t in (0, 1, 3)] == [0.0, 0.5, 0.75]
+    assert teacher_momentum(ours, 5000, 100, 1) == 0.99
 
 
 def test_diagnostics_show_context_and_collapse():

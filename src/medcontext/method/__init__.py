@@ -2,10 +2,11 @@
 
 ``presets``      every choice the method leaves open, as a plain value
 ``masking``      which patches of the volume are hidden
-``hiding``       how they are hidden from the network: as tokens or as voxels
+``hiding``       how they are hidden from the network: as tokens, as voxels, or as both
+``tokens``       where the tokens of a network lie in the volume
 ``teacher``      the moving average of the student
 ``consistency``  how student and teacher are compared
-``schedules``    momentum as a pure function of the step
+``schedules``    momentum and weight as pure functions of the step
 ``objective``    the three passes and their loss
 ``diagnostics``  what shows whether it works: context score, gradient shares, collapse
 

@@ -2,28 +2,74 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medcontext.method.presets import ConsistencyForm
+from medcontext.method.presets import MethodConfig
+
+TINY = 1e-12
 
 
-def consistency(form: ConsistencyForm, student: Tensor, teacher: Tensor) -> Tensor:
+def consistency(config: MethodConfig, student: Tensor, teacher: Tensor, hidden: Tensor) -> Tensor:
     """Compare the logits of the masked student with the teacher's.
 
+    Only the region that counts is compared, and only where, or as much as, the teacher is sure
+    (``config.consistency_over``, ``config.confidence``). The forms that are ratios are
+
+    - ``paper``: ``MSE(z_m, z_t) / ||z_t||_2``, the norm over the whole batch as in the paper's formula,
+    - ``relative``: ``||z_m - z_t||^2 / ||z_t||^2`` per sample,
+    - ``dice``: ``1 - 2 sum(p_m p_t) / (sum(p_m^2) + sum(p_t^2))`` per sample and class,
+
+    and ``kl`` and ``cosine`` are means over voxels.
+
     Args:
-        form: ``paper``: ``MSE(z_m, z_t) / ||z_t||_2``, the norm over the whole batch as in the paper's formula.
-            ``kl``: ``KL(softmax(z_t) || softmax(z_m))``, summed over classes and averaged over voxels.
+        config: Form, region and confidence.
         student: ``(B, K, D, H, W)`` logits of the masked pass.
         teacher: The same shape, without gradient.
+        hidden: ``(B, 1, D, H, W)`` boolean.
 
     Returns:
         A scalar.
     """
     student, teacher = student.float(), teacher.detach().float()
-    if form == "paper":
-        error: Tensor = F.mse_loss(student, teacher) / teacher.norm().clamp_min(1e-12)
-        return error
-    target, prediction = F.log_softmax(teacher, dim=1), F.log_softmax(student, dim=1)
-    divergence: Tensor = (target.exp() * (target - prediction)).sum(dim=1).mean()
-    return divergence
+    region = hidden.float() if config.consistency_over == "hidden" else torch.ones_like(student[:, :1])
+    sure = region * _confidence(config, teacher, region)
+    if config.consistency == "paper":
+        error = (sure * (student - teacher) ** 2).sum() / (region.sum() * student.shape[1]).clamp_min(1)
+        return error / (region * teacher**2).sum().sqrt().clamp_min(TINY)
+    if config.consistency == "relative":
+        return ((sure * (student - teacher) ** 2).flatten(1).sum(1) / _energy(region * teacher**2)).mean()
+    if config.consistency == "dice":
+        return _dice(student.softmax(1), teacher.softmax(1), region, sure)
+    if config.consistency == "cosine":
+        difference = 1 - F.cosine_similarity(student, teacher, dim=1, eps=1e-6)[:, None]
+    else:
+        heat = config.temperature
+        target, prediction = F.log_softmax(teacher / heat, dim=1), F.log_softmax(student / heat, dim=1)
+        difference = heat**2 * (target.exp() * (target - prediction)).sum(dim=1, keepdim=True)
+    return (sure * difference).sum() / region.sum().clamp_min(1)
+
+
+def _confidence(config: MethodConfig, teacher: Tensor, region: Tensor) -> Tensor:
+    """How much each voxel counts: ``(B, 1, D, H, W)``, or a number per sample (MIC, Hoyer et al., CVPR 2023)."""
+    if config.confidence == "none":
+        return torch.ones_like(region)
+    sure = (teacher.softmax(1).amax(1, keepdim=True) >= config.confidence_threshold).float()
+    if config.confidence == "voxel":
+        return sure
+    each = (1, 2, 3, 4)
+    return (sure * region).sum(each, keepdim=True) / region.sum(each, keepdim=True).clamp_min(1)
+
+
+def _dice(student: Tensor, teacher: Tensor, region: Tensor, sure: Tensor) -> Tensor:
+    """Soft Dice loss per sample and class, weighted by the mean confidence of the sample."""
+    voxels = (2, 3, 4)
+    overlap = 2 * (region * student * teacher).sum(voxels)
+    size = (region * (student**2 + teacher**2)).sum(voxels)
+    weight = sure.flatten(1).sum(1) / region.flatten(1).sum(1).clamp_min(1)
+    return (weight * (1 - (overlap + TINY) / (size + TINY)).mean(1)).mean()
+
+
+def _energy(squares: Tensor) -> Tensor:
+    return squares.flatten(1).sum(1).clamp_min(TINY)

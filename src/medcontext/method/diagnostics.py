@@ -10,6 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ONE_CLASS = 0.9999
+"""A class that is given more than this share of the voxels is given all."""
+
+NO_CLASS = 0.99
+"""Entropy beyond which the teacher tells no class from another."""
+
 
 def hard_dice(logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
     """Dice of the most likely class, per foreground class, pooled over the batch.
@@ -42,13 +48,21 @@ def context(clean: Tensor, masked: Tensor, target: Tensor, hidden: Tensor) -> di
     return {"context_score": score, "context_gap": hard_dice(clean, target, hidden).nanmean() - score}
 
 
-def teacher_state(logits: Tensor) -> dict[str, Tensor]:
-    """Where a collapse shows: entropy of the teacher (1 = it knows nothing) and share of the voxels per class."""
+def teacher_state(logits: Tensor, target: Tensor | None) -> dict[str, Tensor]:
+    """Where a collapse shows.
+
+    ``teacher_entropy`` is the mean entropy of the teacher's class probabilities (1 = it knows nothing);
+    ``teacher_occupancy/<class>`` the share of the voxels it gives to each class; ``collapsed`` is 1 if it says the same
+    everywhere: one class alone although the label has more, or every class alike.
+    """
     log_probability = F.log_softmax(logits.float(), dim=1)
     classes = logits.shape[1]
     entropy = -(log_probability.exp() * log_probability).sum(dim=1).mean() / math.log(classes)
     occupancy = torch.bincount(logits.argmax(dim=1).flatten(), minlength=classes) / logits[:, 0].numel()
-    return {"teacher_entropy": entropy} | {f"teacher_occupancy/{k}": share for k, share in enumerate(occupancy)}
+    more = torch.tensor(True) if target is None else (target != target.flatten()[0]).any()
+    collapsed = (((occupancy.amax() > ONE_CLASS) & more.to(occupancy.device)) | (entropy > NO_CLASS)).float()
+    each = {f"teacher_occupancy/{k}": share for k, share in enumerate(occupancy)}
+    return {"teacher_entropy": entropy, "collapsed": collapsed, **each}
 
 
 def backward_norms(

@@ -23,13 +23,13 @@ def mask_grid(volume: Size, patch: Size) -> Size:
 
 
 def draw_mask(config: MethodConfig, batch: int, grid: Size, generator: torch.Generator) -> Tensor:
-    """Draw one mask per sample.
+    """Draw the masks of a batch.
 
     Each hides exactly ``round(ratio * n)`` of its ``n`` patches (or columns of patches, for tubes), but never all of
-    them and, at a ratio above zero, never none; all choices of that many are equally likely.
+    them and, at a ratio above zero, never none. Every patch is as likely as any other to be hidden.
 
     Args:
-        config: Kind of mask, ratio, and the tube's axis.
+        config: Kind of mask, ratio, scope, and the tube's axis.
         batch: Number of samples.
         grid: Patches along (D, H, W).
         generator: Source of randomness, on the CPU: the same masks on every device.
@@ -39,18 +39,38 @@ def draw_mask(config: MethodConfig, batch: int, grid: Size, generator: torch.Gen
     """
     if not config.active:
         return torch.zeros(batch, *grid, dtype=torch.bool)
+    masks = 1 if config.mask_per == "batch" else batch
+    shape = list(grid)
     if config.mask == "tube":
-        cross_section = [1 if axis == config.tube_axis else count for axis, count in enumerate(grid)]
-        return _draw_exactly(config.ratio, batch, cross_section, generator).expand(batch, *grid)
-    return _draw_exactly(config.ratio, batch, list(grid), generator)
+        shape[config.tube_axis] = 1
+    order = (
+        _block_order(masks, shape, generator)
+        if config.mask == "block"
+        else torch.rand(masks, *shape, generator=generator)
+    )
+    places = order[0].numel()
+    low, high = config.ratio_range
+    ratios = low + (high - low) * torch.rand(masks, generator=generator, dtype=torch.float64)
+    hidden = (ratios * places).round().clamp(min=1, max=places - 1) * (ratios > 0)
+    rank = order.flatten(1).argsort(dim=1).argsort(dim=1)
+    return (rank < hidden[:, None]).view(masks, *shape).expand(batch, *grid)
 
 
-def _draw_exactly(ratio: float, batch: int, shape: list[int], generator: torch.Generator) -> Tensor:
-    places = torch.Size(shape).numel()
-    hidden = min(max(round(ratio * places), 1), places - 1)
-    order = torch.rand(batch, places, generator=generator).argsort(dim=1)
-    mask = torch.zeros(batch, places, dtype=torch.bool).scatter_(1, order[:, :hidden], True)
-    return mask.view(batch, *shape)
+def _block_order(masks: int, shape: list[int], generator: torch.Generator) -> Tensor:
+    """Distance of every patch from a centre drawn at random: the nearest patches make a box.
+
+    The grid is taken as closed (its last patch beside its first), without which patches in the middle would be hidden
+    more often; among patches of one distance, the order is drawn.
+    """
+    distance = torch.zeros(masks, *shape)
+    for axis, count in enumerate(shape):
+        centre = torch.randint(count, (masks, 1), generator=generator)
+        steps = (torch.arange(count) - centre) % count
+        along = torch.minimum(steps, count - steps) / count
+        view = [masks, 1, 1, 1]
+        view[axis + 1] = count
+        distance = torch.maximum(distance, along.view(view))
+    return distance + 1e-3 * torch.rand(masks, *shape, generator=generator)
 
 
 def mask_to_voxels(mask: Tensor, patch: Size, volume: Size) -> Tensor:

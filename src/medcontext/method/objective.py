@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcontext.errors import MedContextError
-from medcontext.losses.dice_ce import dice_ce
+from medcontext.losses.dice_ce import dice_ce, dice_ce_squared, over_heads
 from medcontext.method import diagnostics
 from medcontext.method.consistency import consistency
 from medcontext.method.hiding import Student
 from medcontext.method.masking import draw_mask, mask_grid, mask_to_voxels, volume_size
-from medcontext.method.presets import PRESETS, MethodConfig
-from medcontext.method.schedules import teacher_momentum
+from medcontext.method.presets import PRESETS, MethodConfig, SupervisedLoss
+from medcontext.method.schedules import consistency_weight, teacher_momentum
 from medcontext.method.teacher import Teacher
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Outputs = Tensor | Sequence[Tensor]
+
+LOSSES: dict[SupervisedLoss, Loss] = {"dice_ce": dice_ce, "dice_ce_squared": dice_ce_squared}
 
 
 class MedContext:
@@ -33,13 +38,16 @@ class MedContext:
             method.after_step()
 
     Args:
-        network: Any module from ``(B, C, D, H, W)`` to logits ``(B, K, D, H, W)``, on the device it trains on.
+        network: Any module from ``(B, C, D, H, W)`` to logits ``(B, K, D, H, W)``, or to a list of them, finest first,
+            on the device it trains on.
         config: A preset's name or a :class:`MethodConfig`.
-        total_steps: Number of optimiser steps of the whole training, for the teacher's schedule.
+        total_steps: Number of optimiser steps of the whole training, for the schedules.
+        steps_per_epoch: Optimiser steps in which every case is seen once; what is done per epoch needs it.
         channels: C, for a learned value of hidden voxels.
         patch_embedding: Module path of the network's patch embedding, for hiding tokens.
+        positioned_embedding: Module path at which positions have been added to the tokens, where that is another.
         generator: Source of the masks, on the CPU. Seed it for a run that can be repeated.
-        loss: Supervised loss of ``(logits, label)``.
+        loss: Supervised loss of ``(logits, label)``; None: the one that ``config`` names.
 
     Attributes:
         student: The network and what the method learns beside it. It may be replaced by a wrapped form of itself
@@ -54,20 +62,25 @@ class MedContext:
         config: MethodConfig | str = "medcontext",
         *,
         total_steps: int,
+        steps_per_epoch: int = 1,
         channels: int = 1,
         patch_embedding: str | None = None,
+        positioned_embedding: str | None = None,
         generator: torch.Generator | None = None,
-        loss: Loss = dice_ce,
+        loss: Loss | None = None,
     ) -> None:
-        self.config = preset(config) if isinstance(config, str) else config
-        self.student: nn.Module = Student(network, self.config, channels, patch_embedding)
-        self.teacher = Teacher(network) if self.config.active else None
+        self.config = config = preset(config) if isinstance(config, str) else config
+        self.teacher = None
+        if config.active:
+            self.teacher = Teacher(network, train_mode=config.teacher_train_mode, bf16=config.teacher_bf16)
+        self.student: nn.Module = Student(network, config, channels, patch_embedding, positioned_embedding)
         self.step = 0
         self._network = network
         self._own = self.student
         self._total_steps = total_steps
+        self._steps_per_epoch = steps_per_epoch
         self._generator = generator or torch.Generator().manual_seed(0)
-        self._loss = loss
+        self._loss = loss or LOSSES[config.loss]
 
     @property
     def network(self) -> nn.Module:
@@ -77,47 +90,107 @@ class MedContext:
     @property
     def momentum(self) -> float:
         """Momentum of the teacher's next update."""
-        return teacher_momentum(self.config, self.step, self._total_steps)
+        return teacher_momentum(self.config, self.step, self._total_steps, self._steps_per_epoch)
 
     def __call__(
-        self, image: Tensor, label: Tensor, *, backward: Callable[..., Any] | None = None, diagnose: bool = False
+        self,
+        image: Tensor,
+        label: Tensor | None,
+        *,
+        labelled: Sequence[bool] | None = None,
+        backward: Callable[..., Any] | None = None,
+        diagnose: bool = False,
     ) -> dict[str, Tensor]:
         """The three passes.
 
         Args:
             image: ``(B, C, D, H, W)``.
-            label: ``(B, D, H, W)`` class indices, int64.
+            label: ``(B, D, H, W)`` class indices, int64; None where no sample has a label.
+            labelled: Which samples have a label; None: all. The others take part through the consistency term alone.
             backward: Called with each part of the loss as soon as it is known (``torch.Tensor.backward``, or Fabric's),
                 so that the graph of the clean pass is freed before the masked pass begins: the same gradients in less
                 memory. Without it, call ``["total"].backward()`` yourself.
-            diagnose: Add the diagnostics; with ``backward`` also each term's share of the gradient, for which the
-                masked pass is back-propagated once per term.
+            diagnose: Add the diagnostics; with ``backward`` also each term's share of the gradient, for which every
+                term is back-propagated by itself.
 
         Returns:
             Named scalars: the unweighted terms ``clean``, ``masked`` and ``consistency``, their weighted sum ``total``
-            (supervised training has ``clean`` and ``total`` only), and the diagnostics when asked for.
+            (only terms that there are: supervised training has no ``consistency``, a batch without labels has nothing
+            else), and the diagnostics when asked for.
         """
-        clean = self.student(image)
-        losses = {"clean": self._loss(clean, label)}
-        norms = self._backward({"clean": losses["clean"]}, backward, diagnose)
-        if self.teacher is None:
-            losses["total"] = losses["clean"]
-            return losses if backward is None else {name: loss.detach() for name, loss in losses.items()}
+        known = _known(image, label, labelled)
+        ramped = consistency_weight(self.config, self.step, self._total_steps)
+        weights = {"clean": self.config.clean_weight, "masked": self.config.masked_weight, "consistency": ramped}
+        losses: dict[str, Tensor] = {}
+        norms: dict[str, Tensor] = {}
 
-        target = self.teacher(image)
-        mask = self.draw_mask(image)
-        masked = self.student(image, mask)
-        losses["masked"] = self._loss(masked, label)
-        losses["consistency"] = consistency(self.config.consistency, masked, target)
-        weighted = {
-            "masked": self.config.masked_weight * losses["masked"],
-            "consistency": self.config.consistency_weight * losses["consistency"],
-        }
-        norms |= self._backward(weighted, backward, diagnose)
-        losses["total"] = losses["clean"] + weighted["masked"] + weighted["consistency"]
-        if diagnose:
-            losses |= diagnostics.shares(norms) | self._observe(clean, masked, target, label, mask)
+        def learn_from(terms: dict[str, Tensor]) -> None:
+            """Take in terms of one graph; back-propagate them if that is to be done here."""
+            losses.update(terms)
+            norms.update(
+                self._backward({name: weights[name] * term for name, term in terms.items()}, backward, diagnose)
+            )
+
+        clean: Outputs | None = None
+        if self.teacher is None:
+            if not known:
+                raise MedContextError(
+                    "Supervised training can't use a batch without labels.", remedy="use a preset with a teacher"
+                )
+            learn_from({"clean": self._supervised(self.student(image), label, known)})
+        else:
+            target, mask, noise = self.teacher(image), self.draw_mask(image), self._draw_noise(image)
+            if known and self.config.passes == "together":
+                clean, masked = self._as_one_batch(image, mask, noise)
+                learn_from(
+                    {"clean": self._supervised(clean, label, known)} | self._masked(masked, target, label, known, mask)
+                )
+            else:
+                if known:
+                    with self._without_synchronisation(backward):
+                        clean = self.student(image)
+                        learn_from({"clean": self._supervised(clean, label, known)})
+                masked = self.student(image, mask, noise)
+                learn_from(self._masked(masked, target, label, known, mask))
+        losses["total"] = torch.stack([weights[name] * term for name, term in losses.items()]).sum()
+        if diagnose and self.teacher is not None:
+            losses |= diagnostics.shares(norms) | self._observe(clean, masked, target, label, known, mask)
         return losses if backward is None else {name: loss.detach() for name, loss in losses.items()}
+
+    def _supervised(self, outputs: Outputs, label: Tensor | None, known: list[int]) -> Tensor:
+        """Supervised loss of the samples that have a label."""
+        assert label is not None
+        if len(known) < len(label):
+            outputs = [head[known] for head in _heads(outputs)]
+            return over_heads(self._loss, outputs if len(outputs) > 1 else outputs[0], label[known])
+        return over_heads(self._loss, outputs, label)
+
+    def _masked(
+        self, masked: Outputs, target: Outputs, label: Tensor | None, known: list[int], mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Terms of the masked pass: the whole of the label, the hidden part included, and the teacher's opinion."""
+        terms = {"masked": self._supervised(masked, label, known)} if known else {}
+        hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(_finest(masked)))
+        heads = list(zip(_heads(masked), _heads(target), strict=True))
+        compared = [
+            consistency(self.config, student, teacher, _at(hidden, student))
+            for student, teacher in (heads if self.config.deep_consistency else heads[:1])
+        ]
+        weights = [0.5**head for head in range(len(compared))]
+        weighted = [weight * term for weight, term in zip(weights, compared, strict=True)]
+        terms["consistency"] = torch.stack(weighted).sum() / sum(weights)
+        return terms
+
+    def _as_one_batch(self, image: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[Outputs, Outputs]:
+        """Clean and masked pass as one batch of twice the size: the same but for normalisation over the batch."""
+        nothing = torch.zeros_like(mask)
+        twice = None if noise is None else torch.cat([noise, noise])
+        outputs = self.student(torch.cat([image, image]), torch.cat([nothing, mask]), twice)
+        halves = [head.chunk(2) for head in _heads(outputs)]
+        if isinstance(outputs, Tensor):
+            clean, masked = halves[0]
+            return clean, masked
+        return [clean for clean, _ in halves], [masked for _, masked in halves]
 
     def _backward(
         self, terms: dict[str, Tensor], backward: Callable[..., Any] | None, diagnose: bool
@@ -131,6 +204,17 @@ class MedContext:
         backward(torch.stack(list(terms.values())).sum())
         return {}
 
+    def _without_synchronisation(self, backward: Callable[..., Any] | None) -> AbstractContextManager[None]:
+        """Under DDP the gradients are synchronised once, with the last backward pass of a step."""
+        no_sync = getattr(self.student, "no_sync", None)
+        synchronises = backward is not None and callable(no_sync)
+        return no_sync() if synchronises and no_sync is not None else nullcontext()
+
+    def _draw_noise(self, image: Tensor) -> Tensor | None:
+        if self.config.fill != "noise":
+            return None
+        return torch.randn(image.shape, generator=self._generator).to(image.device, non_blocking=True)
+
     def draw_mask(self, image: Tensor) -> Tensor:
         """The next mask ``(B, *grid)`` for a batch like ``image``, on its device."""
         grid = mask_grid(volume_size(image), self.config.mask_patch)
@@ -138,8 +222,9 @@ class MedContext:
 
     def after_step(self) -> None:
         """To be called after every optimiser step: moves the teacher after the student."""
-        if self.teacher is not None:
-            self.teacher.update(self._network, self.momentum)
+        last_of_epoch = (self.step + 1) % self._steps_per_epoch == 0
+        if self.teacher is not None and (self.config.teacher_update == "step" or last_of_epoch):
+            self.teacher.update(self._network, self.momentum, self.config.buffers)
         self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,15 +245,50 @@ class MedContext:
         self._generator.set_state(state["generator"].cpu())
 
     @torch.no_grad()
-    def _observe(self, clean: Tensor, masked: Tensor, target: Tensor, label: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(clean))[:, 0]
+    def _observe(
+        self,
+        clean: Outputs | None,
+        masked: Outputs,
+        target: Outputs,
+        label: Tensor | None,
+        known: list[int],
+        mask: Tensor,
+    ) -> dict[str, Tensor]:
+        """Diagnostics of the samples that have a label; of the teacher alone where none has."""
+        seen = {"momentum": torch.tensor(self.momentum)}
+        if clean is None or label is None:
+            return seen | diagnostics.teacher_state(_finest(target), None)
+        student, blind, teacher = (_finest(outputs)[known] for outputs in (clean, masked, target))
+        hidden = mask_to_voxels(mask[known], self.config.mask_patch, volume_size(student))[:, 0]
+        truth = label[known]
         return {
-            "momentum": torch.tensor(self.momentum),
-            "batch_dice/student": diagnostics.hard_dice(clean, label).nanmean(),
-            "batch_dice/teacher": diagnostics.hard_dice(target, label).nanmean(),
-            **diagnostics.context(clean, masked, label, hidden),
-            **diagnostics.teacher_state(target),
+            **seen,
+            "batch_dice/student": diagnostics.hard_dice(student, truth).nanmean(),
+            "batch_dice/teacher": diagnostics.hard_dice(teacher, truth).nanmean(),
+            **diagnostics.context(student, blind, truth, hidden),
+            **diagnostics.teacher_state(teacher, truth),
         }
+
+
+def _known(image: Tensor, label: Tensor | None, labelled: Sequence[bool] | None) -> list[int]:
+    """Places in the batch of the samples that have a label."""
+    if label is None:
+        return []
+    return [place for place in range(len(image)) if labelled is None or labelled[place]]
+
+
+def _heads(outputs: Outputs) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def _finest(outputs: Outputs) -> Tensor:
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+def _at(hidden: Tensor, logits: Tensor) -> Tensor:
+    """The hidden region ``(B, 1, D, H, W)`` on the grid of a head."""
+    size = logits.shape[2:]
+    return hidden if hidden.shape[2:] == size else F.interpolate(hidden.float(), size, mode="nearest-exact").bool()
 
 
 def preset(name: str) -> MethodConfig:

@@ -7,28 +7,41 @@ from typing import Literal
 
 from medcontext.errors import MedContextError
 
-MaskKind = Literal["tube", "random", "none"]
-Hide = Literal["auto", "tokens", "voxels"]
-Fill = Literal["mean", "zero", "learnable"]
-ConsistencyForm = Literal["paper", "kl"]
-MomentumSchedule = Literal["cosine", "constant"]
+MaskKind = Literal["tube", "random", "block", "none"]
+Scope = Literal["sample", "batch"]
+Hide = Literal["auto", "tokens", "voxels", "both"]
+TokenPosition = Literal["before", "after"]
+Fill = Literal["mean", "zero", "learnable", "noise"]
+SupervisedLoss = Literal["dice_ce", "dice_ce_squared"]
+ConsistencyForm = Literal["paper", "relative", "kl", "cosine", "dice"]
+Region = Literal["all", "hidden"]
+Confidence = Literal["none", "voxel", "sample"]
+MomentumSchedule = Literal["cosine", "constant", "restarting"]
+Buffers = Literal["average", "copy", "keep"]
 Axis = Literal[0, 1, 2]
 
 
 def _require(holds: bool, field: str, found: object, expected: str) -> None:
     if not holds:
         raise MedContextError(
-            f"The method's setting '{field}' is out of range.", found=f"{field} = {found}", expected=expected
+            f"The method's setting '{field}' is out of range.",
+            found=f"{field} = {found}",
+            expected=expected,
+            remedy=f"set {field} to {expected}",
         )
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """The MedContext method. ``L = L_clean + masked_weight * L_masked + consistency_weight * L_consistency``."""
+    """The MedContext method.
+
+    ``L = clean_weight * L_clean + masked_weight * L_masked + consistency_weight * ramp * L_consistency``.
+    """
 
     mask: MaskKind = "random"
     """Which patches are hidden: ``tube`` hides a column of patches at every position along ``tube_axis`` or at none;
-    ``random`` hides each patch on its own; ``none`` turns the method off, which leaves supervised training."""
+    ``random`` hides each patch on its own; ``block`` hides one box of patches that lie together (across the border,
+    it goes on at the other side); ``none`` turns the method off, which leaves supervised training."""
 
     mask_patch: tuple[int, int, int] = (8, 8, 8)
     """Size (D, H, W) in voxels of the patches that are hidden or shown as a whole."""
@@ -36,46 +49,109 @@ class MethodConfig:
     tube_axis: Axis = 0
     """Axis of (D, H, W) along which a tube runs; 0 is the slice axis."""
 
-    ratio: float = 0.3
-    """Share of the patches (of the columns, for tubes) that is hidden."""
+    ratio: float | tuple[float, float] = 0.3
+    """Share of the patches (of the columns, for tubes) that is hidden, or the range it is drawn from for each mask."""
+
+    mask_per: Scope = "sample"
+    """Whether every sample of a batch has a mask of its own, or all share one."""
 
     hide: Hide = "voxels"
-    """Where the hidden part is taken away: ``voxels`` at the input of the network, ``tokens`` after its patch
-    embedding, ``auto`` in tokens where the network has a patch embedding and in voxels where it has none."""
+    """Where the hidden part is taken away: ``voxels`` at the input of the network; ``tokens`` after its patch
+    embedding; ``both``; ``auto``: tokens where the network has a patch embedding, voxels where it has none."""
+
+    token_position: TokenPosition = "before"
+    """Whether the mask token takes a token's place before the position embedding is added to it, so that the network
+    knows where it is, or after, so that the token overwrites the position as well."""
 
     fill: Fill = "mean"
-    """What stands in the place of hidden voxels, per channel: the mean of the visible, zero, or a learned value."""
+    """What stands in the place of hidden voxels, per channel: the mean of the visible, zero, a learned value, or noise
+    with the mean and standard deviation of the visible."""
+
+    loss: SupervisedLoss = "dice_ce"
+    """Supervised loss of the clean and the masked pass: ``dice_ce`` with Dice over the foreground; ``dice_ce_squared``
+    with the background and squared denominators, as in UNETR's released code."""
+
+    clean_weight: float = 1.0
+    """Weight of the supervised loss of the clean pass."""
 
     masked_weight: float = 1.0
     """Weight of the supervised loss of the masked pass."""
 
     consistency: ConsistencyForm = "kl"
-    """How the masked student is compared with the teacher: ``paper`` is MSE(z_m, z_t) / ||z_t||; ``kl`` is the
-    Kullback-Leibler divergence of the student's class probabilities from the teacher's, averaged over voxels."""
+    """How the masked student is compared with the teacher, on logits z: ``paper`` is MSE(z_m, z_t) / ||z_t||;
+    ``relative`` is ||z_m - z_t||^2 / ||z_t||^2 per sample; ``kl`` is the Kullback-Leibler divergence of the student's
+    class probabilities from the teacher's; ``cosine`` is 1 - cos(z_m, z_t) per voxel; ``dice`` is a soft Dice loss
+    between the probabilities."""
 
     consistency_weight: float = 1.0
     """Weight of the consistency term."""
+
+    consistency_over: Region = "all"
+    """Whether student and teacher are compared everywhere or in the hidden part only."""
+
+    temperature: float = 1.0
+    """Of the probabilities in ``kl``, which is multiplied by its square."""
+
+    confidence: Confidence = "none"
+    """``voxel``: only voxels whose teacher is surer than the threshold count; ``sample``: each sample counts by the
+    share of such voxels."""
+
+    confidence_threshold: float = 0.968
+    """Probability of the teacher's most likely class from which it is sure."""
+
+    ramp_up: float = 0.0
+    """Share of the training over which the weight of the consistency term rises from nearly 0."""
+
+    deep_consistency: bool = False
+    """Compare all heads of a deeply supervised network, not the finest alone."""
 
     momentum: float = 0.99
     """Momentum of the teacher's moving average: its first value for ``cosine``, its only one for ``constant``."""
 
     momentum_schedule: MomentumSchedule = "constant"
-    """``cosine`` lets the momentum rise to 1 at the last step of training."""
+    """``cosine`` lets it rise to 1 at the last step; ``restarting`` is the released code's, which begins a linear rise
+    from 0 anew in every epoch and never gets beyond about 0.02."""
 
     momentum_warm_start: bool = True
     """Start as a true average of all students so far: momentum at most ``1 - 1 / (t + 1)`` at update ``t``."""
 
+    teacher_update: Literal["step", "epoch"] = "step"
+    """When the teacher follows the student."""
+
+    teacher_train_mode: bool = False
+    """Run the teacher in train mode (dropout, batch statistics), as the released code does."""
+
+    buffers: Buffers = "average"
+    """What becomes of the teacher's floating-point buffers (running statistics): averaged like the weights, copied from
+    the student, or kept as they are."""
+
+    passes: Literal["apart", "together"] = "apart"
+    """Clean and masked student pass one after the other, in less memory, or as one batch."""
+
+    teacher_bf16: bool = False
+    """Run the teacher's pass in bfloat16 whatever the student runs in."""
+
     def __post_init__(self) -> None:
-        _require(0 <= self.ratio < 1, "ratio", self.ratio, "a share from 0 up to, and not including, 1")
+        low, high = self.ratio_range
+        _require(0 <= low <= high < 1, "ratio", self.ratio, "a share from 0 up to, and not including, 1, or two such")
         _require(0 <= self.momentum <= 1, "momentum", self.momentum, "a number from 0 to 1")
-        _require(self.masked_weight >= 0, "masked_weight", self.masked_weight, "0 or more")
-        _require(self.consistency_weight >= 0, "consistency_weight", self.consistency_weight, "0 or more")
+        for name in ("clean_weight", "masked_weight", "consistency_weight"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(min(self.mask_patch) >= 1, "mask_patch", self.mask_patch, "three sizes in voxels, each 1 or more")
+        _require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
+        _require(0 <= self.ramp_up <= 1, "ramp_up", self.ramp_up, "a share from 0 to 1")
+        threshold = self.confidence_threshold
+        _require(0 <= threshold <= 1, "confidence_threshold", threshold, "a probability from 0 to 1")
+
+    @property
+    def ratio_range(self) -> tuple[float, float]:
+        """The smallest and the largest ratio."""
+        return self.ratio if isinstance(self.ratio, tuple) else (self.ratio, self.ratio)
 
     @property
     def active(self) -> bool:
         """Whether there is a masked pass at all; without one this is supervised training."""
-        return self.mask != "none" and self.ratio > 0
+        return self.mask != "none" and self.ratio_range[1] > 0
 
 
 PRESETS: dict[str, MethodConfig] = {
@@ -92,6 +168,26 @@ PRESETS: dict[str, MethodConfig] = {
         momentum_schedule="cosine",
         momentum_warm_start=False,
     ),
+    "official": MethodConfig(
+        mask="tube",
+        mask_patch=(16, 16, 16),
+        tube_axis=2,
+        ratio=0.6,
+        mask_per="batch",
+        hide="auto",
+        token_position="after",
+        fill="learnable",
+        loss="dice_ce_squared",
+        consistency="paper",
+        consistency_weight=0.5,
+        momentum=0.996,
+        momentum_schedule="restarting",
+        momentum_warm_start=False,
+        teacher_update="epoch",
+        teacher_train_mode=True,
+        buffers="keep",
+    ),
     "supervised": MethodConfig(mask="none"),
 }
-"""``medcontext``: the default, what measured best; ``paper``: what the paper says; ``supervised``: the baseline."""
+"""``medcontext``: the default, what measured best. ``paper``: what the paper says, done right. ``official``: what the
+released UNETR code computes, for reproduction and comparison only. ``supervised``: the baseline."""

@@ -11,16 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medcontext.method.presets import Buffers
+
 
 class Teacher:
     """A frozen copy of a network whose weights follow the network's as a moving average.
 
     It is no ``nn.Module`` on purpose: no parent module can put it in train mode, hand its weights to an optimiser,
     or synchronise them between processes.
+
+    Args:
+        network: The student's network, which is copied.
+        train_mode: Run it in train mode all the same, which only the reproduction of the released code does.
+        bf16: Run it in bfloat16.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = copy.deepcopy(network).requires_grad_(False).eval()
+    def __init__(self, network: nn.Module, *, train_mode: bool = False, bf16: bool = False) -> None:
+        self._network = copy.deepcopy(network).requires_grad_(False)
+        self._train_mode = train_mode
+        self._bf16 = bf16
 
     @property
     def network(self) -> nn.Module:
@@ -30,21 +39,27 @@ class Teacher:
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Any:
         """The network's outputs for ``image`` ``(B, C, D, H, W)``, without gradient."""
-        return self.network(image)
+        self._network.train(self._train_mode)
+        if not self._bf16:
+            return self._network(image)
+        with torch.autocast(image.device.type, torch.bfloat16):
+            return self._network(image)
 
     @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
-        """``teacher <- momentum * teacher + (1 - momentum) * student``, parameters and floating-point buffers alike.
+    def update(self, student: nn.Module, momentum: float, buffers: Buffers = "average") -> None:
+        """``teacher <- momentum * teacher + (1 - momentum) * student``, in the precision of the weights.
 
-        Other buffers (such as counters) are copied.
+        Floating-point buffers are averaged as well, copied, or kept; other buffers (counters) are copied unless kept.
         """
-        mine = [*self._network.parameters(), *self._network.buffers()]
-        theirs = [*student.parameters(), *student.buffers()]
-        averaged = [(m, t) for m, t in zip(mine, theirs, strict=True) if m.is_floating_point()]
-        torch._foreach_lerp_([m for m, _ in averaged], [t for _, t in averaged], 1 - momentum)
-        for m, t in zip(mine, theirs, strict=True):
-            if not m.is_floating_point():
-                m.copy_(t)
+        mine: list[Tensor] = [*self._network.parameters()]
+        theirs: list[Tensor] = [*student.parameters()]
+        for own, other in zip(self._network.buffers(), student.buffers(), strict=True):
+            if buffers == "average" and own.is_floating_point():
+                mine.append(own)
+                theirs.append(other)
+            elif buffers != "keep":
+                own.copy_(other)
+        torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights of the averaged network."""
