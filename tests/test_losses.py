@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.losses.dice import DiceCELoss
 
-from medcontext.losses.dice_ce import dice_ce
+from medcontext.losses.dice_ce import dice_ce, dice_ce_squared
 
 
 @pytest.mark.parametrize("background", [True, False])
@@ -26,3 +26,32 @@ def test_a_perfect_prediction_costs_nothing():
     target = torch.randint(0, 3, (2, 4, 4, 4))
     logits = 100.0 * torch.nn.functional.one_hot(target, 3).movedim(-1, 1)
     assert dice_ce(logits, target).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize("background", [True, False])
+def test_the_written_out_gradient_is_the_derivative(squared, background):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 2, 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(0, 3, (2, 2, 3, 2), generator=generator)
+    assert torch.autograd.gradcheck(
+        lambda z: dice_ce(z, target, include_background=background, squared=squared, smooth=(0.1, 0.3)), [logits]
+    )
+
+
+def test_the_squared_form_is_monais():
+    torch.manual_seed(0)
+    logits, target = 3 * torch.randn(2, 5, 6, 7, 8), torch.randint(0, 5, (2, 6, 7, 8))
+    monai = DiceCELoss(softmax=True, to_onehot_y=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-6)
+    assert dice_ce_squared(logits, target).item() == pytest.approx(monai(logits, target[:, None]).item(), rel=1e-5)
+
+
+def test_a_certain_and_wrong_prediction_costs_its_logit():
+    target = torch.zeros(1, 2, 2, 2, dtype=torch.int64)
+    logits = torch.zeros(1, 2, 2, 2, 2).half()
+    logits[:, 1] = 1e4
+    logits.requires_grad_()
+    loss = dice_ce(logits, target)
+    assert loss.item() == pytest.approx(1e4 + 1, rel=1e-3)
+    loss.backward()
+    assert torch.isfinite(logits.grad).all()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,10 +47,29 @@ def consistency(config: MethodConfig, student: Tensor, teacher: Tensor, hidden: 
     if config.consistency == "cosine":
         difference = 1 - F.cosine_similarity(student, teacher, dim=1, eps=1e-6)[:, None]
     else:
-        heat = config.temperature
-        target, prediction = F.log_softmax(teacher / heat, dim=1), F.log_softmax(student / heat, dim=1)
-        difference = heat**2 * (target.exp() * (target - prediction)).sum(dim=1, keepdim=True)
+        difference = _Divergence.apply(student, teacher, config.temperature)  # type: ignore[no-untyped-call]
     return (sure * difference).sum() / region.sum().clamp_min(1)
+
+
+class _Divergence(torch.autograd.Function):
+    """``T^2 KL(softmax(z_t / T) || softmax(z_m / T))`` per voxel, whose derivative by z_m is ``T (p_m - p_t)``.
+
+    Written out because composed operations keep five arrays of the size of the logits, and this keeps one.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        target = F.log_softmax(teacher / temperature, dim=1)
+        prediction = F.log_softmax(student / temperature, dim=1)
+        p_t = target.exp()
+        divergence = torch.einsum("bk...,bk...->b...", p_t, target.sub_(prediction))[:, None]
+        ctx.save_for_backward(prediction.exp_().sub_(p_t).mul_(temperature))
+        return temperature**2 * divergence
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0], None, None
 
 
 def _confidence(config: MethodConfig, teacher: Tensor, region: Tensor) -> Tensor:
