@@ -60,8 +60,8 @@ class _DiceCE(torch.autograd.Function):
         counted = slice(0 if background else 1, None)
         dice = (numerator / size)[:, counted]
         voxels = flat.numel()
-        # The logarithm of a small probability is taken from the logits, for it may be 0 in float32: with the most likely
-        # class j, log sum exp z = z_j - log p_j.
+        # The logarithm of a small probability is taken from the logits, for it may be 0 in float32: with j the most
+        # likely class, log sum exp z = z_j - log p_j.
         scores = logits.detach().flatten(2)
         true_score = scores.gather(1, flat[:, None]).squeeze(1).to(kind)
         cross_entropy = (scores.amax(dim=1).to(kind) - p.amax(dim=1).log() - true_score).mean()
