@@ -8,9 +8,12 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from medcontext.cli.main import main
+from medcontext.inference.model import load_model
+from medcontext.networks import registry
 from medcontext.training.run import RunFolder
 from tests.test_train import NETWORK
 
@@ -154,3 +157,41 @@ def test_unetr_with_hidden_tokens_on_a_scan_smaller_than_its_patch(tiny, tmp_pat
     scan, label = (nib.load(folder / "case_00.nii.gz") for folder in (tmp_path, tmp_path / "out"))
     assert label.shape == scan.shape
     assert np.allclose(label.affine, scan.affine)
+
+
+OWN_NETWORK = """
+from torch import nn
+
+def build(channels, classes, patch, features=4):
+    return nn.Sequential(nn.Conv3d(channels, features, 3, padding=1), nn.ReLU(), nn.Conv3d(features, classes, 1))
+"""
+
+
+def test_your_own_network_is_trained_by_name_and_no_file_can_choose_it(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(OWN_NETWORK)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["--network", "mine:build", "--patch", "[16,16,16]", "--max-steps", 2, "--cache", tmp_path / "cache"]
+    assert run("train", tiny, "--out", tmp_path / "run", *arguments) == 0
+    registry._imported.clear()
+    assert run("predict", tmp_path / "run", tiny, tmp_path / "out") == 1
+    assert "--network mine:build" in capsys.readouterr().err
+    assert run("train", tiny, "--out", tmp_path / "run", "--resume") == 1
+    assert run("predict", tmp_path / "run", tiny, tmp_path / "out", "--network", "mine:build") == 0
+
+
+def test_training_begins_with_the_weights_it_is_given(tiny, tmp_path, capsys):
+    cache, begun = tmp_path / "cache", tmp_path / "first"
+    assert run(*train_arguments(tiny, begun, cache)) == 0
+    arguments = train_arguments(tiny, tmp_path / "second", cache)
+    assert run(*arguments, "--pretrained", begun / "best.pt", "--learning-rate", "1e-12", "--preset", "supervised") == 0
+    assert "loaded" in capsys.readouterr().err
+    first, second = (load_model(each).network.state_dict() for each in (begun, tmp_path / "second"))
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
+
+
+def test_every_preset_and_a_network_with_several_heads(tiny, tmp_path):
+    deep = json.dumps(NETWORK | {"deep_supervision": True})
+    arguments = ["--patch", "[16,16,16]", "--network-settings", deep, "--max-steps", 2, "--cache", tmp_path / "cache"]
+    for preset in ("medcontext", "official", "supervised"):
+        assert run("train", tiny, "--out", tmp_path / preset, "--preset", preset, *arguments) == 0
+    assert run("predict", tmp_path / "official", tiny, tmp_path / "out", "--split", "test") == 0

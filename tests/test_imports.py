@@ -61,6 +61,7 @@ def test_method_is_pure_pytorch():
         "copy",
         "contextlib",
         "collections",
+        "itertools",
         "dataclasses",
         "typing",
         "__future__",

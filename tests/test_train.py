@@ -87,7 +87,7 @@ def same(first: RunFolder, second: RunFolder) -> bool:
 def test_a_run_folder_holds_everything_that_made_it(trained, tiny):
     config = yaml.safe_load(trained.config.read_text())
     assert config["method"]["mask"] == "random"
-    assert [key for key, value in config.items() if value is None] == ["patient"]
+    assert [key for key, value in config.items() if value is None] == ["pretrained", "patient"]
     assert json.loads(trained.plan.read_text())["orientation"] == "SAR"
     split = trained.read_split()
     assert len(split.train) + len(split.validation) + len(split.test) == 8

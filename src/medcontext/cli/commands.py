@@ -56,7 +56,7 @@ def check(data: Path, json: Path | None = None) -> int:
 
 def plan(
     data: Path,
-    network: Literal["unet", "unetr"] = "unet",
+    network: str = "unet",
     device: str = "auto",
     patch: tuple[int, int, int] | None = None,
     spacing: tuple[float, float, float] | None = None,
@@ -75,6 +75,7 @@ def plan(
     from medcontext.cli.tables import plan_table, print_table
     from medcontext.data.check import check_dataset
     from medcontext.data.dataset import open_dataset
+    from medcontext.networks.registry import network_spec
     from medcontext.training.config import TrainConfig
     from medcontext.training.device import choose_device
     from medcontext.training.train import plan_for
@@ -82,6 +83,7 @@ def plan(
     progress = Progress()
     with progress.task("checking") as update:
         report = check_dataset(open_dataset(data), update)
+    network_spec(network, allow_import=True)
     planned = plan_for(report, TrainConfig(network=network, patch=patch, spacing=spacing), choose_device(device))
     print_table(plan_table(planned))
     for reason in planned.reasons:
@@ -92,7 +94,12 @@ def plan(
 
 
 def predict(
-    run: Path, scans: Path, out: Path, split: Literal["train", "validation", "test"] | None = None, device: str = "auto"
+    run: Path,
+    scans: Path,
+    out: Path,
+    split: Literal["train", "validation", "test"] | None = None,
+    device: str = "auto",
+    network: str | None = None,
 ) -> int:
     """Segment scans, each in its own space: same shape, affine and label numbers as the training data.
 
@@ -102,8 +109,10 @@ def predict(
         out: Folder for the label maps.
         split: Only the cases of this part of the run's split.
         device: auto, cpu, cuda or mps.
+        network: Your own network, package.module:factory, if the model was trained with it.
     """
     from medcontext.inference.predictor import Predictor, find_scans, predict_files
+    from medcontext.networks.registry import network_spec
     from medcontext.training.device import choose_device
     from medcontext.training.run import RunFolder
 
@@ -114,6 +123,8 @@ def predict(
         if not found:
             raise MedContextError(f"None of these scans is in the {split} part of the run's split.", file=scans)
     progress = Progress()
+    if network is not None:
+        network_spec(network, allow_import=True)
     predictor = Predictor.load(run, choose_device(device))
     with progress.task("predicting") as update:
         failed = predict_files(predictor, found, out, update)
@@ -146,15 +157,20 @@ def evaluate(predictions: Path, labels: Path, json: Path | None = None) -> int:
     return 0
 
 
-def report(run: Path, baseline: Path | None = None, device: str = "auto") -> int:
+def report(run: Path, baseline: Path | None = None, device: str = "auto", network: str | None = None) -> int:
     """Write the report page of a run: report.html in its folder. Held-out cases not yet predicted are predicted first.
 
     Args:
         run: Run folder.
         baseline: Another run on the same split, shown beside it.
         device: To predict on.
+        network: Your own network, package.module:factory, if the run was trained with it.
     """
+    from medcontext.networks.registry import network_spec
     from medcontext.studies.holdout import report_runs
+
+    if network is not None:
+        network_spec(network, allow_import=True)
 
     page = report_runs([run, *([baseline] if baseline else [])], device=device, progress=Progress())
     print(f"report: {page}")
@@ -172,4 +188,23 @@ def demo(out: Path = Path("demo"), seed: int = 0, replace: bool = False) -> int:
     from medcontext.studies.demo import run_demo
 
     run_demo(out, seed=seed, replace=replace, progress=Progress())
+    return 0
+
+
+def networks(json: bool = False) -> int:
+    """List the networks: what each costs in the setting that was published for Synapse CT, and what it can do.
+
+    Args:
+        json: Print JSON instead of a table: a list with one object per network.
+    """
+    from json import dumps
+
+    from medcontext.cli.tables import networks_table, print_table
+    from medcontext.networks.catalogue import catalogue
+
+    rows = catalogue()
+    if json:
+        print(dumps(rows, indent=1))
+    else:
+        print_table(networks_table(rows))
     return 0

@@ -26,6 +26,7 @@ COMMANDS = (
     commands.evaluate,
     commands.report,
     commands.demo,
+    commands.networks,
 )
 
 DESCRIPTION = "Train 3D segmentation networks that learn context (MedContext), from a folder of labelled scans."

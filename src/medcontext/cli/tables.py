@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -47,6 +48,28 @@ def plan_table(plan: Plan) -> Table:
         values["normalisation"] = "case"
     for name, value in values.items():
         table.add_row(name.replace("_", " "), _plain(value))
+    return table
+
+
+def networks_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+    """One row per network: cost in the setting published for Synapse, and what it can do."""
+    table = Table(
+        title="networks, at the size published for Synapse CT",
+        caption="GFLOPs: a forward pass of one patch, a multiply-add counted as one, as in this field's tables",
+    )
+    for column in ("network", "patch", "parameters", "GFLOPs", "hides tokens", "deep supervision", "export", "compile"):
+        table.add_column(column, justify="right" if column in ("parameters", "GFLOPs") else "left")
+    for row in rows:
+        table.add_row(
+            row["name"],
+            _plain(row["patch"]),
+            f"{row['parameters']:,}",
+            f"{row['gflops']:.1f}",
+            "yes" if row["token_hiding"] else "-",
+            "yes" if row["deep_supervision"] else "-",
+            row["export"] or "-",
+            "yes" if row["compile"] else "-",
+        )
     return table
 
 

@@ -14,7 +14,7 @@ def sliding_logits(network: nn.Module, image: Tensor, patch: tuple[int, int, int
     """Logits of a whole volume from overlapping windows, weighted by a Gaussian around each window's centre.
 
     Args:
-        network: In eval mode, on the image's device.
+        network: In eval mode, on the image's device; of a list of logits the first is taken.
         image: ``(C, D, H, W)``, of any size; smaller ones are padded with 0 and the padding is cut off again.
         patch: Size of a window.
 
@@ -24,7 +24,8 @@ def sliding_logits(network: nn.Module, image: Tensor, patch: tuple[int, int, int
     from monai.inferers.utils import sliding_window_inference
 
     def finest(window: Tensor) -> Tensor:
-        logits: Tensor = network(window)
+        outputs = network(window)
+        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
         return logits.float()
 
     logits: Tensor = sliding_window_inference(image[None], patch, 2, finest, overlap=OVERLAP, mode="gaussian")

@@ -14,6 +14,7 @@ Size = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 Scale = Literal["tiny", "small", "full"]
 Settings = dict[str, Any]
+Export = Literal["torch.export", "torch.jit.trace"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ class NetworkSpec:
         published: By data set, as in the network's publication; every network has ``synapse``.
         patch_multiple: The planner makes every axis of a patch a multiple of this; None: any patch it makes will do.
         patch_embedding: Module path at which its tokens can be hidden; None where it has no tokens.
+        positioned_embedding: Module path at which their position has been added to the tokens, where it is another.
         deep_supervision: Whether the setting ``deep_supervision`` is known to it.
+        export: How it can be exported, with the same logits; None: not known to be.
+        compile: Whether it is known to give the same logits under ``torch.compile``, which may take it in parts.
     """
 
     settings: Callable[[Size, Spacing, Scale], Settings]
@@ -59,7 +63,10 @@ class NetworkSpec:
     published: Mapping[str, Published] = field(default_factory=dict)
     patch_multiple: int | None = None
     patch_embedding: str | None = None
+    positioned_embedding: str | None = None
     deep_supervision: bool = False
+    export: Export | None = None
+    compile: bool = False
 
 
 def require_multiples(name: str, patch: Size, multiples: Size) -> None:
@@ -75,4 +82,20 @@ def require_multiples(name: str, patch: Size, multiples: Size) -> None:
             found=f"patch {list(patch)}",
             expected=f"multiples of {list(multiples)}",
             remedy=f"set the patch to {nearest}",
+        )
+
+
+def require_deep_voxels(name: str, patch: Size, stride: Size) -> None:
+    """Refuse a patch of which a network's whole stride leaves one voxel, which can't be normalised over its volume.
+
+    Raises:
+        MedContextError: It is one.
+    """
+    if patch == stride:
+        d, h, w = patch
+        raise MedContextError(
+            f"The network '{name}' would be left with one voxel of this patch, and can't normalise that.",
+            found=f"patch {list(patch)}",
+            expected=f"more than {list(stride)}",
+            remedy=f"set the patch to {[d, h, 2 * w]}, or choose a network of less depth",
         )

@@ -2,49 +2,69 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
-from medcontext.networks.spec import NetworkSpec, Scale, Settings, Size, Spacing
+from torch import Tensor, nn
 
-SMALLEST_SIDE = 4
-"""An axis is halved only while at least this many voxels are left along it."""
+from medcontext.networks.spec import NetworkSpec, Published, Scale, Settings, Size, Spacing
+from medcontext.networks.stages import double_features, plan_stages, require_strides_fit
 
-FEWEST_STAGES = 3
+PUBLISHED: Settings = {
+    "features": [32, 64, 128, 256, 320, 320],
+    "strides": [[1, 1, 1], *[[2, 2, 2]] * 5],
+    "kernels": [[3, 3, 3]] * 6,
+    "deep_supervision": False,
+}
+"""Six stages without anisotropy: what nnU-Net plans for a patch of 128^3 at an isotropic spacing."""
+
+
+class DeeplySupervisedDynUNet(nn.Module):
+    """A DynUNet with a head at every stage of its decoder, in train and eval mode alike.
+
+    MONAI's own deep supervision resamples the lower heads to full size, stacks all of them in one tensor, and does so
+    in train mode only. Here each head stays at the resolution of its stage.
+
+    Args:
+        network: MONAI's DynUNet, without deep supervision.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        self.heads = nn.ModuleList([network.get_output_block(stage) for stage in range(1, len(network.upsamples))])
+        self.heads.apply(network.initialize_weights)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Logits, finest first, for an image ``(B, C, D, H, W)``."""
+        skips = [self.network.input_block(image)]
+        for downsample in self.network.downsamples:
+            skips.append(downsample(skips[-1]))
+        features = self.network.bottleneck(skips[-1])
+        decoded: list[Tensor] = []
+        for upsample in self.network.upsamples:
+            features = upsample(features, skips.pop())
+            decoded.insert(0, features)
+        heads = [self.network.output_block, *self.heads]
+        return [head(features) for head, features in zip(heads, decoded, strict=True)]
 
 
 def unet_settings(patch: Size, spacing: Spacing, scale: Scale) -> Settings:
-    """Stages, kernels and features for a patch (D, H, W) at a spacing in mm.
+    """Stages, kernels and features for a patch (D, H, W) at a spacing in mm, by nnU-Net's rule.
 
-    As in nnU-Net: an axis takes part in a stage's pooling while it is long enough and not coarser than twice the
-    finest, and in its convolutions once its spacing is within twice the finest, so that thick slices are not mixed
-    before their plane is as coarse as they are. ``full`` goes from 32 to 320 features in up to 6 stages, ``small``
-    from 16 to 128 in up to 4, ``tiny`` from 4 to 8 in 3. Where there is too little to halve, stages without pooling
-    make up the three that DynUNet needs.
+    ``full`` goes from 32 to 320 features in up to 6 stages, ``small`` from 16 to 128 in up to 4, ``tiny`` from 4 to 8
+    in 3.
     """
     first, most, stages = {"tiny": (4, 8, 3), "small": (16, 128, 4), "full": (32, 320, 6)}[scale]
-    size, millimetres = list(patch), list(spacing)
-    strides = [[1, 1, 1]]
-    kernels = [_kernel(millimetres)]
-    while len(strides) < stages:
-        finest = min(millimetres)
-        stride = [
-            2 if count % 2 == 0 and count // 2 >= SMALLEST_SIDE and step < 2 * finest else 1
-            for count, step in zip(size, millimetres, strict=True)
-        ]
-        if max(stride) == 1 and len(strides) >= FEWEST_STAGES:
-            break
-        size = [count // step for count, step in zip(size, stride, strict=True)]
-        millimetres = [length * step for length, step in zip(millimetres, stride, strict=True)]
-        strides.append(stride)
-        kernels.append(_kernel(millimetres))
-    features = [min(first * 2**stage, most) for stage in range(len(strides))]
-    return {"features": features, "strides": strides, "kernels": kernels}
+    strides, kernels = plan_stages(patch, spacing, stages)
+    features = double_features(first, most, len(strides))
+    return {"features": features, "strides": strides, "kernels": kernels, "deep_supervision": False}
 
 
 def build_unet(channels: int, classes: int, patch: Size, settings: Settings) -> nn.Module:
     """The U-Net with instance normalisation and leaky ReLU, for any patch that its strides divide."""
     from monai.networks.nets.dynunet import DynUNet
 
+    require_strides_fit("unet", patch, settings["strides"])
     network: nn.Module = DynUNet(
         spatial_dims=3,
         in_channels=channels,
@@ -55,11 +75,19 @@ def build_unet(channels: int, classes: int, patch: Size, settings: Settings) -> 
         filters=settings["features"],
         norm_name=("INSTANCE", {"affine": True}),
     )
-    return network
+    return DeeplySupervisedDynUNet(network) if settings.get("deep_supervision", False) else network
 
 
-def _kernel(spacing: list[float]) -> list[int]:
-    return [1 if step >= 2 * min(spacing) else 3 for step in spacing]
-
-
-SPEC = NetworkSpec(settings=unet_settings, build=build_unet, learning_rate=3e-3)
+SPEC = NetworkSpec(
+    settings=unet_settings,
+    build=build_unet,
+    learning_rate=3e-3,
+    published={
+        "synapse": Published(
+            1, 14, (96, 96, 96), PUBLISHED, 31_200_000, "nn-UNet at 96^3 in 3D UX-Net, arXiv 2209.15076: 31.2M"
+        )
+    },
+    deep_supervision=True,
+    export="torch.export",
+    compile=True,
+)

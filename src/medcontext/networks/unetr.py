@@ -31,6 +31,9 @@ def build_unetr(channels: int, classes: int, patch: Size, settings: Settings) ->
         norm_name="instance",
         res_block=True,
     )
+    for name, parameter in network.named_parameters():
+        # MONAI's blocks carry a norm for cross-attention that nothing runs; DDP would wait for its gradient forever.
+        parameter.requires_grad_("norm_cross_attn" not in name)
     return network
 
 
@@ -45,4 +48,7 @@ SPEC = NetworkSpec(
     published={"synapse": Published(1, 14, (96, 96, 96), SETTINGS["full"], 92_802_478, "released code, 16 features")},
     patch_multiple=TOKEN,
     patch_embedding="vit.patch_embedding.patch_embeddings",
+    positioned_embedding="vit.patch_embedding",
+    export="torch.export",
+    compile=True,
 )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from medcontext.data.augment_config import AugmentConfig
 from medcontext.method.presets import PRESETS, MethodConfig
 
-Preset = Literal["medcontext", "paper", "supervised"]
+Preset = Literal["medcontext", "paper", "official", "supervised"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 
@@ -18,16 +18,20 @@ class TrainConfig:
     """A training. None: as plan, network or device suggest; the run folder says what it became."""
 
     preset: Preset = "medcontext"
-    """The method: ``medcontext`` (the default), ``paper`` (as published) or ``supervised`` (the baseline)."""
+    """The method: ``medcontext`` (the default), ``paper`` (as published), ``official`` (as the released code computes)
+    or ``supervised`` (the baseline)."""
 
     method: MethodConfig | None = None
     """Every detail of the method; None: the preset's. A field that is set here goes before the preset's."""
 
-    network: Literal["unet", "unetr"] = "unet"
-    """Name of the network."""
+    network: str = "unet"
+    """Name of the network ('medcontext networks' lists them), or your own as ``package.module:factory``."""
 
     network_settings: dict[str, Any] | None = None
     """Its size; None: chosen for the patch, the spacing and the device."""
+
+    pretrained: Path | None = None
+    """File of weights to begin with, such as a published encoder; what fits is loaded, and what became of each said."""
 
     spacing: tuple[float, float, float] | None = None
     """Voxel size (D, H, W) in mm that every case is resampled to, slice axis first; None: the plan's."""

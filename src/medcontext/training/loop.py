@@ -121,6 +121,8 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
                 raise KeyboardInterrupt
             if training.step % config.save_every == 0 or training.step == steps:
                 training.save()
+            if training.latest.pop("collapsed", 0) and training.step > steps // 2:
+                progress.say(f"at step {training.step} the teacher says the same everywhere: this run has collapsed")
             update(training.step, steps, _note(training.latest))
 
 

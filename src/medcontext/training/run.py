@@ -161,6 +161,7 @@ def from_stored(stored: Mapping[str, Any], asked: TrainConfig) -> TrainConfig:
     kept = {name: stored[name] for name, value in now.items() if value == getattr(TrainConfig(), name)}
     values: dict[str, Any] = tuples(stored) | now | kept
     values["cache"] = Path(values["cache"])
+    values["pretrained"] = values["pretrained"] and Path(values["pretrained"])
     values["method"] = MethodConfig(**tuples(stored["method"]))
     values["augment"] = AugmentConfig(**tuples(stored["augment"]))
     return TrainConfig(**values)

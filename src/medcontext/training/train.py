@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from medcontext.data.sampling import PatchBatches
 from medcontext.data.split import Split, make_split
 from medcontext.errors import MedContextError
 from medcontext.method.objective import MedContext
+from medcontext.networks.pretrained import load_pretrained, summary
 from medcontext.networks.registry import build_network, network_spec
 from medcontext.progress import Progress
 from medcontext.training.config import TrainConfig
@@ -54,6 +56,7 @@ def train(
     """
     config, progress = config or TrainConfig(), progress or Progress(quiet=True)
     run = RunFolder(Path(out))
+    network_spec(config.network, allow_import=True)
     dataset = open_dataset(Path(data))
     device = choose_device(config.device)
     if run.open(resume=resume, replace=replace):
@@ -63,7 +66,8 @@ def train(
     else:
         config, plan, split = _set_up(run, dataset, config, device, progress)
     folders = _prepare(dataset, plan, split, config, progress)
-    training = _build(run, config, plan, device, {name: folders[name] for name in split.validation})
+    validation = {name: folders[name] for name in split.validation}
+    training = _build(run, config, plan, device, len(split.train), validation, progress)
     progress.say(
         f"{config.network} of {training.about['parameters']:,} parameters on {device} in {config.precision}: "
         f"{config.max_steps} steps of {plan.batch_size} patches of {' x '.join(map(str, plan.patch))}"
@@ -161,7 +165,15 @@ def _prepare(dataset: Dataset, plan: Plan, split: Split, config: TrainConfig, pr
         return prepare_all([dataset.cases[name] for name in needed], plan, config.cache, update)
 
 
-def _build(run: RunFolder, config: TrainConfig, plan: Plan, device: str, validation: Mapping[str, Path]) -> Training:
+def _build(
+    run: RunFolder,
+    config: TrainConfig,
+    plan: Plan,
+    device: str,
+    training_cases: int,
+    validation: Mapping[str, Path],
+    progress: Progress,
+) -> Training:
     """Network, method and optimiser on their device."""
     assert config.network_settings is not None
     assert config.method is not None
@@ -169,13 +181,18 @@ def _build(run: RunFolder, config: TrainConfig, plan: Plan, device: str, validat
     spec = network_spec(config.network)
     network = build_network(
         config.network, plan.channels, plan.classes, plan.patch, config.network_settings, config.seed
-    ).to(device)
+    )
+    if config.pretrained is not None and not run.last.is_file():
+        progress.say(summary(load_pretrained(network, config.pretrained, channels=plan.channels)))
+    network.to(device)
     method = MedContext(
         network,
         config.method,
         total_steps=plan.steps,
+        steps_per_epoch=math.ceil(training_cases / plan.batch_size),
         channels=plan.channels,
         patch_embedding=spec.patch_embedding,
+        positioned_embedding=spec.positioned_embedding,
         generator=torch.Generator().manual_seed(config.seed),
     )
     method.student.to(device)
