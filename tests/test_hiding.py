@@ -45,6 +45,18 @@ def test_no_hidden_voxel_reaches_any_network(name, fill):
     assert reached[~hidden].float().mean() > 0.9
 
 
+@pytest.mark.parametrize("name", sorted(name for name, spec in NETWORKS.items() if spec.patch_embedding))
+def test_hiding_both_leaves_no_path_whatever_the_embedding(name):
+    config = MethodConfig(hide="both", fill="zero", mask_patch=(16, 16, 16), ratio=0.5)
+    student = Student(small(name), config, 2, network_spec(name).patch_embedding)
+    mask = mask_for(config)
+    assert student.hides == "both"
+    reached = sensitivity(student, torch.randn(2, 2, *PATCH), mask)
+    hidden = mask_to_voxels(mask, config.mask_patch, PATCH)[:, 0]
+    assert not reached[hidden].any()
+    assert reached[~hidden].float().mean() > 0.9
+
+
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_hidden_voxels_may_hold_anything(name):
     config = MethodConfig(hide="voxels", fill="mean")
