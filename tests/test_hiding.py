@@ -132,7 +132,7 @@ def test_learned_values_get_a_gradient_per_channel():
 def test_a_patch_that_is_no_whole_number_of_tokens_is_refused_with_the_nearest():
     tokens = torch.zeros(1, 8, 2, 2, 2)
     with pytest.raises(MedContextError, match=r"\[16, 16, 16\]"):
-        mask_over_tokens(torch.zeros(1, 4, 4, 4, dtype=torch.bool), (8, 8, 8), PATCH, tokens, 8)
+        mask_over_tokens(torch.zeros(1, 4, 4, 4, dtype=torch.bool), (8, 8, 8), PATCH, tokens, nn.Conv3d(1, 8, 16, 16))
 
 
 def test_tokens_of_a_network_without_any_are_refused():

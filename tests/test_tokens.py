@@ -73,15 +73,20 @@ def test_hidden_tokens_are_those_of_hidden_patches(layout, stride, times, grid):
 
 
 def test_a_layout_that_can_be_read_in_two_ways_is_refused():
-    tokens = Embedded((2, 2, 2), "channels last", width=4)(torch.randn(1, 1, 8, 8, 8))
+    network = Embedded((2, 2, 2), "channels last", width=4)
+    tokens = network(torch.randn(1, 1, 8, 8, 8))
+    mask = torch.zeros(1, 4, 4, 4, dtype=torch.bool)
     with pytest.raises(MedContextError, match="two ways"):
-        mask_over_tokens(torch.zeros(1, 4, 4, 4, dtype=torch.bool), (2, 2, 2), (8, 8, 8), tokens, 4)
+        mask_over_tokens(mask, (2, 2, 2), (8, 8, 8), tokens, network.embedding)
+    assert mask_over_tokens(mask, (2, 2, 2), (8, 8, 8), tokens, network.embedding.convolution)[1] == 1
 
 
 @pytest.mark.parametrize("shape", [(1, 65, 6), (1, 6), (1, 5, 4, 4, 4)])
 def test_other_layouts_are_refused(shape):
     with pytest.raises(MedContextError, match="voxels") as error:
-        mask_over_tokens(torch.zeros(1, 4, 4, 4, dtype=torch.bool), (4, 4, 4), (16, 16, 16), torch.zeros(shape), 6)
+        mask_over_tokens(
+            torch.zeros(1, 4, 4, 4, dtype=torch.bool), (4, 4, 4), (16, 16, 16), torch.zeros(shape), nn.Linear(3, 6)
+        )
     assert "hide=voxels" in error.value.remedy
 
 

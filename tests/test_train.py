@@ -25,7 +25,6 @@ from medcontext.errors import MedContextError
 from medcontext.inference.model import load_model, load_tensors, save_tensors
 from medcontext.inference.predictor import Predictor, find_scans, predict_files
 from medcontext.training.config import TrainConfig
-from medcontext.training.device import choose_device
 from medcontext.training.run import RunFolder
 from medcontext.training.schedule import learning_rate, make_optimizer
 from medcontext.training.train import train
@@ -288,9 +287,3 @@ def test_weight_decay_leaves_norms_and_biases_out():
     module = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.InstanceNorm3d(2, affine=True))
     groups = make_optimizer(module, 0.3).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.3), (3, 0.0)]
-
-
-def test_a_device_that_is_not_there_is_refused():
-    assert choose_device("cpu") == "cpu"
-    with pytest.raises(MedContextError, match="no such device"):
-        choose_device("cuda:99")

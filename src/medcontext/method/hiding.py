@@ -85,7 +85,7 @@ class Student(nn.Module):
         """While open, the embedding gives the mask token for every hidden patch."""
 
         def replace(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
-            hidden, axis = mask_over_tokens(mask, self._config.mask_patch, volume, tokens, self.mask_token.numel())
+            hidden, axis = mask_over_tokens(mask, self._config.mask_patch, volume, tokens, module)
             shape = [-1 if place == axis else 1 for place in range(tokens.ndim)]
             return torch.where(hidden, self.mask_token.to(tokens.dtype).view(shape), tokens)
 

@@ -12,7 +12,9 @@ from medcontext.errors import MedContextError
 from medcontext.method.masking import Size
 
 
-def mask_over_tokens(mask: Tensor, patch: Size, volume: Size, tokens: Tensor, width: int) -> tuple[Tensor, int]:
+def mask_over_tokens(
+    mask: Tensor, patch: Size, volume: Size, tokens: Tensor, embedding: nn.Module
+) -> tuple[Tensor, int]:
     """Spread a mask over the tokens of a patch embedding.
 
     Args:
@@ -21,7 +23,7 @@ def mask_over_tokens(mask: Tensor, patch: Size, volume: Size, tokens: Tensor, wi
         volume: (D, H, W) of the image.
         tokens: Output of the embedding for that image: ``(B, E, d, h, w)``, ``(B, d, h, w, E)``, ``(B, N, E)`` or
             ``(B, E, N)``, the N tokens in the order of ``(d, h, w)``.
-        width: E.
+        embedding: The module that gave them.
 
     Returns:
         The mask, which broadcasts over ``tokens``, and the axis of the features.
@@ -29,7 +31,8 @@ def mask_over_tokens(mask: Tensor, patch: Size, volume: Size, tokens: Tensor, wi
     Raises:
         MedContextError: Another layout, or a patch that is no whole number of tokens along an axis.
     """
-    axis = _feature_axis(tuple(tokens.shape), volume, width)
+    first = isinstance(embedding, nn.Conv3d)
+    axis = 1 if first else _feature_axis(tuple(tokens.shape), volume, embedding_width(embedding))
     places = tuple(size for place, size in enumerate(tokens.shape) if place not in (0, axis))
     grid = (places[0], places[1], places[2]) if len(places) == 3 else _grid_of(places[0], volume, patch)
     for place, (step, size, count) in enumerate(zip(patch, volume, grid, strict=True), start=1):

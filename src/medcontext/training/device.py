@@ -9,9 +9,13 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor, nn
 
 from medcontext.errors import MedContextError
 from medcontext.training.config import Precision
+
+FEW_SLICES = 4
+"""Convolutions that see at most so many slices are tried before they are trusted with bf16."""
 
 
 def choose_device(asked: str) -> str:
@@ -40,6 +44,47 @@ def choose_precision(asked: Precision, device: str) -> Precision:
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+@torch.no_grad()
+def bf16_gradients_hold(network: nn.Module, image: Tensor) -> bool:
+    """Whether this machine computes the gradients of a network's smallest convolutions in bf16 as it does in float32.
+
+    PyTorch 2.13 on CPUs with AVX512-BF16 does not: where 2 slices are left along the first axis, the gradient of a
+    3x3x3 kernel reads memory that was never written. So the convolutions that see few slices are tried.
+
+    Args:
+        network: On the CPU.
+        image: ``(B, C, D, H, W)`` that it takes.
+    """
+    seen: dict[tuple[Any, ...], tuple[nn.Conv3d, torch.Size]] = {}
+
+    def note(module: nn.Conv3d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if inputs[0].shape[2] <= FEW_SLICES:
+            key = (*module.weight.shape, *module.stride, *inputs[0].shape)
+            seen[key] = module, inputs[0].shape
+
+    hooks = [each.register_forward_hook(note) for each in network.modules() if isinstance(each, nn.Conv3d)]
+    network(image)
+    for hook in hooks:
+        hook.remove()
+    return all(_same_gradient(module, shape) for module, shape in seen.values())
+
+
+@torch.enable_grad()
+def _same_gradient(module: nn.Conv3d, shape: torch.Size) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(shape, generator=generator)
+    weight = torch.randn(module.weight.shape, generator=generator)
+    gradients = []
+    for kind in (torch.float32, torch.bfloat16):
+        own = weight.to(kind).requires_grad_()
+        out = nn.functional.conv3d(
+            image.to(kind), own, None, module.stride, module.padding, module.dilation, module.groups
+        )
+        gradients.append(torch.autograd.grad(out.float().square().sum(), own)[0].float())
+    exact, rough = gradients
+    return bool(((exact - rough).abs() <= 0.1 * exact.abs().max()).all())
 
 
 def make_fabric(device: str, precision: Precision) -> Fabric:

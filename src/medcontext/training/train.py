@@ -22,7 +22,7 @@ from medcontext.networks.pretrained import load_pretrained, summary
 from medcontext.networks.registry import build_network, network_spec
 from medcontext.progress import Progress
 from medcontext.training.config import TrainConfig
-from medcontext.training.device import choose_device, choose_precision, make_fabric
+from medcontext.training.device import bf16_gradients_hold, choose_device, choose_precision, make_fabric
 from medcontext.training.loop import Training, fit
 from medcontext.training.run import RunFolder, describe_environment, from_stored, require_same
 from medcontext.training.schedule import make_optimizer
@@ -145,8 +145,21 @@ def _set_up(
         precision=choose_precision(config.precision, device),
         cache=config.cache or default_cache(),
     )
+    if resolved.precision == "bf16" and device == "cpu" and not _bf16_holds(resolved, plan):
+        progress.say(
+            "this PyTorch computes gradients of the network's smallest convolutions wrongly in bf16 on this CPU"
+        )
+        if config.precision == "auto":
+            progress.say("training in fp32 instead")
+            resolved = dataclasses.replace(resolved, precision="fp32")
     run.write_setup(resolved, plan, split, describe_environment(dataset.root))
     return resolved, plan, split
+
+
+def _bf16_holds(config: TrainConfig, plan: Plan) -> bool:
+    assert config.network_settings is not None
+    network = build_network(config.network, plan.channels, plan.classes, plan.patch, config.network_settings, 0)
+    return bf16_gradients_hold(network, torch.zeros(plan.batch_size, plan.channels, *plan.patch))
 
 
 def _prepare(dataset: Dataset, plan: Plan, split: Split, config: TrainConfig, progress: Progress) -> dict[str, Path]:

@@ -1,0 +1,46 @@
+"""Devices and precision are chosen from what is there, and bf16 is not trusted where it computes nonsense."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from medcontext.errors import MedContextError
+from medcontext.training import device
+
+
+def test_a_device_that_is_not_there_is_refused():
+    assert device.choose_device("cpu") == "cpu"
+    with pytest.raises(MedContextError, match="no such device"):
+        device.choose_device("cuda:99")
+
+
+def test_precision_is_as_asked_or_as_the_hardware_has_it(monkeypatch):
+    assert device.choose_precision("fp32", "cpu") == "fp32"
+    assert device.choose_precision("bf16", "cpu") == "bf16"
+    for has in (True, False):
+        monkeypatch.setattr(device, "_cpu_has_bf16", lambda has=has: has)
+        assert device.choose_precision("auto", "cpu") == ("bf16" if has else "fp32")
+    assert device.choose_precision("auto", "mps") == "fp32"
+
+
+def test_convolutions_of_few_slices_are_tried_against_float32(monkeypatch):
+    network = nn.Sequential(nn.Conv3d(1, 16, 3, (4, 1, 1), 1), nn.Conv3d(16, 16, 3, 1, 1))
+    tried = []
+    honest = device._same_gradient
+    monkeypatch.setattr(
+        device, "_same_gradient", lambda module, shape: tried.append(tuple(shape)) or honest(module, shape)
+    )
+    held = device.bf16_gradients_hold(network, torch.zeros(2, 1, 12, 6, 6))
+    assert tried == [(2, 16, 3, 6, 6)]
+    assert held
+    assert not network[0]._forward_hooks
+
+    def wrong(image, weight, *rest):
+        out = nn.functional.conv_transpose3d(image, weight.transpose(0, 1)) if weight.dtype == torch.bfloat16 else None
+        return convolution(image, weight, *rest) if out is None else out
+
+    convolution = nn.functional.conv3d
+    monkeypatch.setattr(nn.functional, "conv3d", wrong)
+    assert not honest(nn.Conv3d(16, 16, 3, 1, 1), torch.Size((2, 16, 3, 6, 6)))
