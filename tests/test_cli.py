@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -90,6 +92,19 @@ def test_errors_are_sentences_and_not_tracebacks(tmp_path, capsys):
     assert str(tmp_path / "nowhere") in said
     assert run("predict", tmp_path, tmp_path, tmp_path / "out") == 1
     assert "no trained model" not in capsys.readouterr().out
+
+
+def test_a_place_that_can_not_be_written_is_an_error_and_not_a_traceback(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run("phantom", tmp_path / "file" / "data", "--cases", 1) == 1
+    assert "error: Not a directory" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    command = [sys.executable, "-m", "medcontext", "networks", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
 
 
 def test_called_wrongly_is_exit_code_2(capsys):

@@ -34,9 +34,13 @@ def consistency(config: MethodConfig, student: Tensor, teacher: Tensor, hidden: 
     Returns:
         A scalar.
     """
-    student, teacher = student.float(), teacher.detach().float()
-    region = hidden.float() if config.consistency_over == "hidden" else torch.ones_like(student[:, :1])
+    teacher = teacher.detach()
+    region = hidden.float() if config.consistency_over == "hidden" else torch.ones_like(hidden, dtype=torch.float32)
     sure = region * _confidence(config, teacher, region)
+    if config.consistency == "kl":
+        divergence: Tensor = _Divergence.apply(student, teacher, config.temperature)  # type: ignore[no-untyped-call]
+        return (sure * divergence).sum() / region.sum().clamp_min(1)
+    student, teacher = student.float(), teacher.float()
     if config.consistency == "paper":
         error = (sure * (student - teacher) ** 2).sum() / (region.sum() * student.shape[1]).clamp_min(1)
         return error / (region * teacher**2).sum().sqrt().clamp_min(TINY)
@@ -44,10 +48,7 @@ def consistency(config: MethodConfig, student: Tensor, teacher: Tensor, hidden: 
         return ((sure * (student - teacher) ** 2).flatten(1).sum(1) / _energy(region * teacher**2)).mean()
     if config.consistency == "dice":
         return _dice(student.softmax(1), teacher.softmax(1), region, sure)
-    if config.consistency == "cosine":
-        difference = 1 - F.cosine_similarity(student, teacher, dim=1, eps=1e-6)[:, None]
-    else:
-        difference = _Divergence.apply(student, teacher, config.temperature)  # type: ignore[no-untyped-call]
+    difference = 1 - F.cosine_similarity(student, teacher, dim=1, eps=1e-6)[:, None]
     return (sure * difference).sum() / region.sum().clamp_min(1)
 
 
@@ -59,24 +60,29 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        target = F.log_softmax(teacher / temperature, dim=1)
-        prediction = F.log_softmax(student / temperature, dim=1)
+        target = _log_softmax(teacher, temperature)
+        prediction = _log_softmax(student, temperature)
         p_t = target.exp()
         divergence = torch.einsum("bk...,bk...->b...", p_t, target.sub_(prediction))[:, None]
-        ctx.save_for_backward(prediction.exp_().sub_(p_t).mul_(temperature))
+        ctx.save_for_backward(prediction.exp_().sub_(p_t).mul_(temperature).to(student.dtype))
         return temperature**2 * divergence
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0], None, None
+        return gradient * upstream[0].to(gradient.dtype), None, None
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    kind = torch.promote_types(logits.dtype, torch.float32)
+    return F.log_softmax(logits if temperature == 1 else logits.to(kind) / temperature, dim=1, dtype=kind)
 
 
 def _confidence(config: MethodConfig, teacher: Tensor, region: Tensor) -> Tensor:
     """How much each voxel counts: ``(B, 1, D, H, W)``, or a number per sample (MIC, Hoyer et al., CVPR 2023)."""
     if config.confidence == "none":
         return torch.ones_like(region)
-    sure = (teacher.softmax(1).amax(1, keepdim=True) >= config.confidence_threshold).float()
+    sure = (teacher.float().softmax(1).amax(1, keepdim=True) >= config.confidence_threshold).float()
     if config.confidence == "voxel":
         return sure
     each = (1, 2, 3, 4)
