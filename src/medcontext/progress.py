@@ -27,7 +27,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line (or more) that stays."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
     def task(self, name: str) -> Iterator[Callable[..., None]]:

@@ -58,7 +58,8 @@ def run_demo(out: Path, *, seed: int = 0, replace: bool = False, progress: Progr
         runs[preset] = train(data, out / preset, config, progress=progress)
     page = report_runs(list(runs.values()), progress=progress)
     results: dict[str, Any] = {preset: read_json(RunFolder(run).evaluation) for preset, run in runs.items()}
-    Console().print(comparison(results))
+    terminal = Console()
+    terminal.print(comparison(results), width=None if terminal.is_terminal else 100)
     print(f"report: {page}\nthe demonstration took {clock(time.monotonic() - began)}")
     return page
 

@@ -123,6 +123,7 @@ def _set_up(
         report = check_dataset(dataset, update)
     require_clean(report)
     plan = plan_for(report, config, device)
+    progress.say("\n".join(f"- {reason}" for reason in plan.reasons))
     split = make_split(
         report.facts,
         test_share=config.test_share,
