@@ -31,6 +31,9 @@ def train_arguments(data, out, cache):
     return ["train", data, "--out", out, "--cache", cache, "--max-steps", 6, *small]
 
 
+PAPER = ["--preset", "paper", "--method.mask_patch", "[8,8,8]"]
+
+
 def test_the_whole_way(tiny, tmp_path, capsys):
     cache = tmp_path / "cache"
     assert run("check", tiny, "--json", tmp_path / "check.json") == 0
@@ -52,11 +55,11 @@ def test_the_whole_way(tiny, tmp_path, capsys):
     assert "medcontext" in page
     assert "supervised" in page
     test = RunFolder(tmp_path / "ours").read_split().test
-    assert sorted(path.name for path in RunFolder(tmp_path / "ours").predictions.iterdir()) == [
+    assert sorted(path.name for path in RunFolder(tmp_path / "ours").predictions.glob("*.gz")) == [
         f"{n}.nii.gz" for n in test
     ]
     assert run("predict", tmp_path / "ours", tiny, tmp_path / "held_out", "--split", "test") == 0
-    assert sorted(path.name for path in (tmp_path / "held_out").iterdir()) == [f"{name}.nii.gz" for name in test]
+    assert sorted(path.name for path in (tmp_path / "held_out").glob("*.gz")) == [f"{name}.nii.gz" for name in test]
     assert "report.html" in capsys.readouterr().out
 
 
@@ -136,14 +139,14 @@ def test_every_setting_can_be_printed_set_and_read_back(tmp_path, capsys):
 
 
 def test_the_config_of_a_run_starts_another_like_it(tiny, tmp_path, capsys):
-    assert run(*train_arguments(tiny, tmp_path / "first", tmp_path / "cache"), "--preset", "paper") == 0
+    assert run(*train_arguments(tiny, tmp_path / "first", tmp_path / "cache"), *PAPER) == 0
     capsys.readouterr()
     stored = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
     read = printed_config(capsys, "--config", tmp_path / "first" / "config.yaml")
     assert {key: read[key] for key in stored} == stored
     assert run("train", tiny, "--out", tmp_path / "second", "--config", tmp_path / "first" / "config.yaml") == 0
     assert yaml.safe_load((tmp_path / "second" / "config.yaml").read_text()) == stored
-    assert run(*train_arguments(tiny, tmp_path / "first", tmp_path / "cache"), "--preset", "paper", "--resume") == 0
+    assert run(*train_arguments(tiny, tmp_path / "first", tmp_path / "cache"), *PAPER, "--resume") == 0
 
 
 def test_phantoms_from_the_command_line(tmp_path):
@@ -207,6 +210,7 @@ def test_training_begins_with_the_weights_it_is_given(tiny, tmp_path, capsys):
 def test_every_preset_and_a_network_with_several_heads(tiny, tmp_path):
     deep = json.dumps(NETWORK | {"deep_supervision": True})
     arguments = ["--patch", "[16,16,16]", "--network-settings", deep, "--max-steps", 2, "--cache", tmp_path / "cache"]
+    arguments += ["--method.mask_patch", "[8,8,8]"]
     for preset in ("medcontext", "official", "supervised"):
         assert run("train", tiny, "--out", tmp_path / preset, "--preset", preset, *arguments) == 0
     assert run("predict", tmp_path / "official", tiny, tmp_path / "out", "--split", "test") == 0

@@ -11,7 +11,7 @@ from medcontext.errors import MedContextError
 from medcontext.method.masking import draw_mask, mask_grid, mask_to_voxels
 from medcontext.method.presets import PRESETS, MethodConfig
 
-grids = st.tuples(*[st.integers(1, 6)] * 3)
+grids = st.tuples(*[st.integers(1, 6)] * 3).filter(lambda grid: sorted(grid)[:2] != [1, 1])
 ratios = st.floats(0.05, 0.95)
 
 
@@ -72,6 +72,13 @@ def test_a_ratio_is_drawn_from_its_range_for_every_mask(low, width, seed):
     assert counts.min() >= round(low * 144) - 1
     assert counts.max() <= round((low + width) * 144) + 1
     assert len(set(counts.tolist())) > 3
+
+
+@pytest.mark.parametrize(("kind", "grid"), [("random", (1, 1, 1)), ("block", (1, 1, 1)), ("tube", (7, 1, 1))])
+def test_a_grid_of_one_place_is_refused(kind, grid):
+    with pytest.raises(MedContextError, match="nothing left to see") as error:
+        draw_mask(MethodConfig(mask=kind), 1, grid, seeded())
+    assert "mask_patch" in error.value.remedy
 
 
 def test_a_batch_can_share_one_mask():

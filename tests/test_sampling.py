@@ -104,12 +104,12 @@ def test_patches_are_cut_out_of_their_case_unchanged(prepared):
 
 
 @given(start=st.tuples(*[st.integers(-9, 9)] * 3), size=st.tuples(*[st.integers(1, 8)] * 3))
-def test_a_box_beyond_the_border_is_filled_with_zero(start, size):
+def test_a_box_beyond_the_border_is_filled(start, size):
     array = np.random.default_rng(0).normal(size=(2, 5, 6, 7))
-    padded = np.pad(array, ((0, 0), *[(20, 20)] * 3))
+    padded = np.pad(array, ((0, 0), *[(20, 20)] * 3), constant_values=-3.5)
     z, y, x = (first + 20 for first in start)
     expected = padded[:, z : z + size[0], y : y + size[1], x : x + size[2]]
-    assert np.array_equal(cut(array, start, size), expected)
+    assert np.array_equal(cut(array, start, size, -3.5), expected)
 
 
 @given(seed=st.integers(0, 500), spacing=st.sampled_from([(1, 1, 1), (4, 1, 1), (0.5, 1, 2)]))

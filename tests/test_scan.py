@@ -75,6 +75,24 @@ def test_a_damaged_file_is_an_error_that_names_it(data, tmp_path_factory):
         assert error.value.remedy
 
 
+@pytest.mark.parametrize("largest", [255, 256, 70_000])
+def test_label_numbers_of_any_size_are_kept(tmp_path, largest):
+    scan = read_scan(write_nifti(tmp_path / "scan.nii.gz", np.zeros((2, 2, 2), np.float32), np.eye(4)))
+    labels = np.array([0, 1, largest, 2] * 2).reshape(2, 2, 2)
+    write_labels(tmp_path / "labels.nii.gz", labels, like=scan)
+    assert np.array_equal(read_labels(tmp_path / "labels.nii.gz").array, labels)
+
+
+def test_voxels_that_are_no_single_numbers_are_refused(tmp_path):
+    colours = np.zeros((3, 3, 3), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for array in (colours, np.ones((3, 3, 3), np.complex64)):
+        with pytest.raises(MedContextError, match="not single numbers"):
+            read_scan(write_nifti(tmp_path / "a.nii.gz", array, np.eye(4)))
+    huge = write_nifti(tmp_path / "b.nii.gz", np.full((2, 2, 2), 1e10, np.float32), np.eye(4))
+    with pytest.raises(MedContextError, match="too large"):
+        read_labels(huge)
+
+
 def test_what_is_absent_or_no_scan_is_refused(tmp_path):
     with pytest.raises(MedContextError, match="no such file"):
         read_scan(tmp_path / "a.nii.gz")

@@ -24,6 +24,9 @@ from medcontext.data.scan import read_labels, read_scan
 from medcontext.errors import MedContextError
 from medcontext.inference.model import load_model, load_tensors, save_tensors
 from medcontext.inference.predictor import Predictor, find_scans, predict_files
+from medcontext.method.presets import PRESETS
+from medcontext.networks.registry import network_spec
+from medcontext.training import loop
 from medcontext.training.config import TrainConfig
 from medcontext.training.run import RunFolder
 from medcontext.training.schedule import learning_rate, make_optimizer
@@ -46,6 +49,10 @@ KILLED_AT_STEP_7 = """
 import os, signal, sys
 from pathlib import Path
 import medcontext.training.loop as loop
+from medcontext.method.presets import PRESETS
+from medcontext.networks.registry import network_spec
+from medcontext.training import loop
+from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 from medcontext.training.train import train
 
@@ -99,7 +106,7 @@ def test_a_run_folder_holds_everything_that_made_it(trained, tiny):
     logged = {"loss/clean", "loss/masked", "loss/consistency", "loss/total", "gradient_share/consistency", "momentum"}
     logged |= {"batch_dice/student", "batch_dice/teacher", "context_score", "context_gap", "teacher_entropy"}
     assert logged <= {key for row in rows for key in row}
-    assert not list(trained.path.rglob(".unfinished*"))
+    assert not [path for path in trained.path.rglob("*") if path.name.startswith(".unfinished")]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, tiny, settings, tmp_path):
@@ -110,12 +117,26 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, tiny
     assert other.read_split() == trained.read_split()
 
 
-@pytest.mark.parametrize("preset", ["medcontext", "paper", "supervised"])
-def test_a_killed_run_goes_on_bit_by_bit(preset, trained, tiny, settings, tmp_path):
+PAPER = dataclasses.replace(PRESETS["paper"], mask_patch=(8, 8, 8))
+DROPPING = {"network": "nnformer", "network_settings": None, "patch": (32, 32, 32)}
+"""A network that draws random numbers itself: stochastic depth."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"preset": "paper", "method": PAPER}, {"preset": "supervised"}, DROPPING],
+    ids=["ours", "paper", "supervised", "nnformer"],
+)
+def test_a_killed_run_goes_on_bit_by_bit(changes, trained, tiny, settings, tmp_path):
     """A real process is killed in the middle; what it did after its last checkpoint is done again."""
-    settings = dataclasses.replace(settings, preset=preset)
-    whole = trained if preset == "medcontext" else RunFolder(train(tiny, tmp_path / "whole", settings))
-    arguments = [str(tiny), str(tmp_path / "killed"), str(settings.cache), repr(SECONDS | {"preset": preset})]
+    if "network" in changes:
+        spacing, patch = (1.0, 1.0, 1.0), changes["patch"]
+        tiny_size = network_spec("nnformer").settings(patch, spacing, "tiny")
+        assert tiny_size["stochastic_depth"] > 0
+        changes = changes | {"network_settings": tiny_size}
+    settings = dataclasses.replace(settings, **changes)
+    whole = RunFolder(train(tiny, tmp_path / "whole", settings)) if changes else trained
+    arguments = [str(tiny), str(tmp_path / "killed"), str(settings.cache), repr(SECONDS | changes)]
     killed = subprocess.run([sys.executable, "-c", KILLED_AT_STEP_7, *arguments], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     run = RunFolder(tmp_path / "killed")
@@ -151,11 +172,16 @@ def test_a_folder_in_use_is_refused_and_replaced_only_if_it_is_a_run(trained, ti
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
+    (precious / "config.yaml").write_text("a: 1")
     for way in ({"replace": True}, {"resume": True}):
         with pytest.raises(MedContextError, match="something else than a run"):
             train(tiny, precious, settings, **way)
     assert (precious / "thesis.txt").read_text() == "years of work"
     copy = shutil.copytree(trained.path, tmp_path / "copy")
+    with pytest.raises(MedContextError, match="nothing left to see"):
+        train(tiny, copy, dataclasses.replace(settings, patch=(8, 8, 8)), replace=True)
+    assert same(RunFolder(copy), trained)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     train(tiny, copy, dataclasses.replace(settings, max_steps=2), replace=True)
     assert RunFolder(copy).history()[-1]["step"] == 2
 
@@ -168,7 +194,10 @@ def test_a_run_is_not_resumed_with_other_settings(trained, tiny, settings):
         train(tiny, trained.path, dataclasses.replace(settings, preset="paper"), resume=True)
     assert "preset" in error.value.found
     before = weights(trained)
-    train(tiny, trained.path, TrainConfig(), resume=True)
+    with pytest.raises(MedContextError, match="other settings") as error:
+        train(tiny, trained.path, dataclasses.replace(settings, seed=7), resume=True)
+    assert error.value.found == "seed: 0 before, 7 now"
+    train(tiny, trained.path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(trained), before, strict=True))
 
 
@@ -237,7 +266,7 @@ def test_one_bad_scan_does_not_stop_the_others(trained, tiny, tmp_path):
     write_nifti(folder / "tiny.nii.gz", np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32), np.eye(4))
     failed = predict_files(Predictor.load(trained.path), find_scans(folder), tmp_path / "out")
     assert sorted(failed) == ["case_00", "case_01"]
-    written = sorted(path.name for path in (tmp_path / "out").iterdir())
+    written = sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
     assert written == [f"case_0{k}.nii.gz" for k in range(2, 8)] + ["tiny.nii.gz"]
     assert read_labels(tmp_path / "out" / "tiny.nii.gz").array.shape == (3, 2, 4)
 
@@ -287,3 +316,68 @@ def test_weight_decay_leaves_norms_and_biases_out():
     module = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.InstanceNorm3d(2, affine=True))
     groups = make_optimizer(module, 0.3).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.3), (3, 0.0)]
+
+
+def test_predictions_never_write_over_scans_or_a_truth(trained, own_tiny):
+    predictor, scans = Predictor.load(trained.path), find_scans(own_tiny)
+    for folder in ("imagesTr", "labelsTr"):
+        before = {path: path.read_bytes() for path in (own_tiny / folder).iterdir()}
+        with pytest.raises(MedContextError, match="written over"):
+            predict_files(predictor, scans, own_tiny / folder)
+        assert before == {path: path.read_bytes() for path in (own_tiny / folder).iterdir()}
+    for _ in range(2):
+        assert not predict_files(predictor, scans, own_tiny / "out")
+
+
+def test_other_scans_under_the_same_names_are_not_resumed_on(own_tiny, settings, tmp_path):
+    run = RunFolder(train(own_tiny, tmp_path / "run", dataclasses.replace(settings, max_steps=2)))
+    moved = own_tiny.rename(tmp_path / "moved")
+    train(moved, run.path, resume=True)
+    assert len(json.loads(run.about.read_text())["resumed"]) == 1
+    first, second = (*run.read_split().train, *run.read_split().test)[:2]
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.copy(moved / folder / f"{second}.nii.gz", moved / folder / f"{first}.nii.gz")
+    with pytest.raises(MedContextError, match="has changed") as error:
+        train(moved, run.path, resume=True)
+    assert first in error.value.found
+
+
+def test_the_best_of_validations_that_can_fail(trained, tiny, settings, tmp_path, monkeypatch):
+    """A score of nothing is no score; without any, the newest is kept until there is one."""
+    given = iter([(np.nan, np.nan), (np.nan, 0.5), (0.4, np.nan), (0.6, 0.3), (np.nan, np.nan)])
+    monkeypatch.setattr(loop, "validate", lambda networks, *rest: dict(zip(networks, next(given), strict=True)))
+    kept = []
+    save = loop.save_model
+    monkeypatch.setattr(loop, "save_model", lambda *a: kept.append((a[3]["step"], a[3]["which"])) or save(*a))
+    train(tiny, tmp_path / "run", dataclasses.replace(settings, max_steps=10, validations=5))
+    assert kept == [(2, "teacher"), (4, "teacher"), (8, "student")]
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_with_its_cases(tiny, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: torch.tensor(float("nan")))
+    with pytest.raises(MedContextError, match="not finite") as error:
+        train(tiny, tmp_path / "run", settings)
+    assert "step 1, with case_" in error.value.found
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_steps": 0},
+        {"batch_size": 0},
+        {"patch": (0, 8, 8)},
+        {"spacing": (0.0, 1.0, 1.0)},
+        {"log_every": 0},
+        {"save_every": 0},
+        {"validations": 0},
+        {"workers": -1},
+        {"seed": -1},
+        {"gradient_clip": 0.0},
+        {"learning_rate": -1.0},
+        {"test_share": -0.5},
+        {"validation_share": 1.0},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(wrong):
+    with pytest.raises(MedContextError, match=next(iter(wrong))):
+        TrainConfig(**wrong)

@@ -50,6 +50,21 @@ class MedContextError(Exception):
         return _rebuild, (self.problem, self.file, self.found, self.expected, self.remedy)
 
 
+def require(holds: bool, setting: str, found: object, expected: str) -> None:
+    """Refuse a setting that is out of range.
+
+    Raises:
+        MedContextError: ``holds`` is false.
+    """
+    if not holds:
+        raise MedContextError(
+            f"The setting '{setting}' is out of range.",
+            found=f"{setting} = {found}",
+            expected=expected,
+            remedy=f"set {setting} to {expected}",
+        )
+
+
 def _rebuild(
     problem: str, file: str | None, found: str | None, expected: str | None, remedy: str | None
 ) -> MedContextError:

@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        print(f"error: {error.strerror}: {error.filename}", file=sys.stderr)
+        where = f": {error.filename}" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -115,22 +116,45 @@ def _train_parser(given: Sequence[str]) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file of settings")
     parser.add_class_arguments(TrainConfig, as_group=False, skip={"method"})
     parser.add_class_arguments(MethodConfig, "method", default=PRESETS[_preset_asked(given)])
+    if "--resume" in given:
+        parser.set_defaults(_stored_settings(given))
     return parser
+
+
+def _value_of(option: str, given: Sequence[str]) -> str:
+    """What the last such option is followed by, if there is one."""
+    value = ""
+    for place, argument in enumerate(given):
+        name, equals, same = argument.partition("=")
+        if name == option:
+            value = same if equals else "".join(given[place + 1 : place + 2])
+    return value
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    """A YAML file of settings; what is no such thing is left for the parser to refuse."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _stored_settings(given: Sequence[str]) -> dict[str, Any]:
+    """The settings of the run that is resumed, so that what is not said anew stays as it was.
+
+    Your own network has to be named again: no file may choose code to run.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    stored = _read_yaml(str(Path(_value_of("--out", given)) / "config.yaml"))
+    return {key: value for key, value in stored.items() if key in known and ":" not in str(key == "network" and value)}
 
 
 def _preset_asked(given: Sequence[str]) -> str:
     """The preset that the details of the method start from; anything odd is left for the parser to refuse."""
-    asked: Any = "medcontext"
-    for place, argument in enumerate(given):
-        name, _, value = argument.partition("=")
-        value = value or (given[place + 1] if place + 1 < len(given) else "")
-        if name == "--config" and Path(value).is_file():
-            import yaml
-
-            content = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            asked = content.get("preset", asked) if isinstance(content, dict) else asked
-        if name == "--preset":
-            asked = value
+    asked = _value_of("--preset", given) or _read_yaml(_value_of("--config", given)).get("preset")
     return asked if asked in PRESETS else "medcontext"
 
 

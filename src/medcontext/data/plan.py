@@ -22,6 +22,9 @@ PATCH_VOXELS: Mapping[Device, int] = {"cpu": 48**3, "gpu": 128**3}
 STEPS: Mapping[Device, int] = {"cpu": 1_500, "gpu": 25_000}
 """Training steps by default: about a quarter of an hour on 2 CPU cores, the better part of a day on a GPU."""
 
+BATCH_SIZE = 2
+"""Patches per step."""
+
 ANISOTROPIC = 2.0
 """Slices this many times thicker than the plane's voxels decide which axis is the slice axis."""
 
@@ -40,6 +43,11 @@ class Normalisation:
     high: float = 0.0
     mean: float = 0.0
     std: float = 0.0
+
+    @property
+    def outside(self) -> float:
+        """Normalised value that stands for what lies beyond a scan: air in CT, the scan's mean elsewhere."""
+        return (self.low - self.mean) / self.std if self.kind == "ct" else 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ def make_plan(
     patch_multiple: int | None = None,
     patch: Size | None = None,
     spacing: Spacing | None = None,
+    batch_size: int | None = None,
+    steps: int | None = None,
 ) -> Plan:
     """Plan a checked data set.
 
@@ -103,6 +113,8 @@ def make_plan(
         patch_multiple: Every axis of the patch becomes a multiple of this, for networks that need it.
         patch: Take this patch (D, H, W) in voxels.
         spacing: Take this spacing (D, H, W) in mm.
+        batch_size: Take so many patches per step.
+        steps: Take so many steps.
 
     Raises:
         MedContextError: No case is whole, or nothing is labelled.
@@ -133,14 +145,15 @@ def make_plan(
         spacing=target,
         normalisation=normalisation,
         patch=chosen,
-        batch_size=2,
-        steps=STEPS[device],
+        batch_size=batch_size or BATCH_SIZE,
+        steps=steps or STEPS[device],
         reasons=(
             why_orientation,
             f"spacing {_listed(target)} mm: " + ("as asked for" if spacing else f"the median of {len(facts)} cases"),
             why_normalisation,
             f"patch {_listed(chosen)}: " + ("as asked for" if patch else _why_patch(median, device, patch_multiple)),
-            f"{STEPS[device]} steps of 2 patches: the default on a {device}",
+            f"{steps or STEPS[device]} steps of {batch_size or BATCH_SIZE} patches: "
+            + ("as asked for" if steps or batch_size else f"the default on a {device}"),
         ),
     )
 

@@ -29,12 +29,12 @@ class Prepared:
 
     Attributes:
         image: ``(C, D, H, W)`` float32, normalised.
-        label: ``(D, H, W)`` uint8 class indices; None for a scan to predict.
+        label: ``(D, H, W)`` class indices, uint8 or int16; None for a scan to predict.
         places: For each class but the background, ``(n, 3)`` int32 voxel indices, at most :data:`KEPT_PLACES` each.
     """
 
     image: npt.NDArray[np.float32]
-    label: npt.NDArray[np.uint8] | None
+    label: npt.NDArray[np.integer[Any]] | None
     places: tuple[npt.NDArray[np.int32], ...]
 
 
@@ -66,10 +66,12 @@ def prepare_case(scan: Scan, labels: LabelMap, plan: Plan) -> Prepared:
     """A labelled case in the plan's grid, with places of every class for sampling."""
     values = np.array(list(plan.labels))
     turned = reorient(labels.array, scan.affine, plan.orientation)
-    indices = np.zeros(turned.shape, dtype=np.uint8)
+    kind = np.uint8 if plan.classes <= 256 else np.int16
+    indices = np.zeros(turned.shape, dtype=kind)
     for index, value in enumerate(values, start=1):
         indices[turned == value] = index
-    label = resample_labels(torch.from_numpy(indices), planned_size(scan, plan), plan.classes).numpy().astype(np.uint8)
+    resampled = resample_labels(torch.from_numpy(indices), planned_size(scan, plan), plan.classes)
+    label: npt.NDArray[np.integer[Any]] = resampled.numpy().astype(kind)
     return Prepared(prepare_image(scan, plan), label, _places(label, plan.classes))
 
 
@@ -89,7 +91,7 @@ def _normalise(image: npt.NDArray[np.float32], how: Normalisation) -> npt.NDArra
     return normalised
 
 
-def _places(label: npt.NDArray[np.uint8], classes: int) -> tuple[npt.NDArray[np.int32], ...]:
+def _places(label: npt.NDArray[np.integer[Any]], classes: int) -> tuple[npt.NDArray[np.int32], ...]:
     found = []
     for k in range(1, classes):
         places = np.argwhere(label == k).astype(np.int32)

@@ -80,17 +80,17 @@ class PatchBatches(Dataset[Batch]):
         box = reach(matrix, patch)
         # The box shares the patch's centre; where their sizes differ by an odd number it is half a voxel off.
         corner = [first + (inner - outer) // 2 for first, inner, outer in zip(start, patch, box, strict=True)]
-        image = torch.from_numpy(cut(case.image, corner, box))
-        label = torch.from_numpy(cut(case.label, corner, box))
+        image = torch.from_numpy(cut(case.image, corner, box, self._plan.normalisation.outside))
+        label = torch.from_numpy(cut(case.label, corner, box, 0))
         if not torch.equal(matrix, torch.eye(3, dtype=matrix.dtype)):
             image, label = warp(image, label, matrix, patch)
         return vary_intensity(image, self._augment, rng), label.long()
 
 
-def cut(array: npt.NDArray[Any], start: Sequence[int], size: Sequence[int]) -> npt.NDArray[Any]:
-    """Box out of the last three axes; 0 where it reaches beyond the array (a scan's mean intensity; background)."""
+def cut(array: npt.NDArray[Any], start: Sequence[int], size: Sequence[int], outside: float) -> npt.NDArray[Any]:
+    """Box out of the last three axes; ``outside`` where it reaches beyond the array."""
     lead = array.shape[:-3]
-    box = np.zeros((*lead, *size), dtype=array.dtype)
+    box = np.full((*lead, *size), outside, dtype=array.dtype)
     inside = [
         (max(first, 0), min(first + length, extent))
         for first, length, extent in zip(start, size, array.shape[-3:], strict=True)

@@ -117,6 +117,14 @@ def read_labels(path: Path) -> LabelMap:
                 expected="one whole number per voxel",
                 remedy="export the label map again; if it was resampled, use nearest-neighbour interpolation",
             )
+    if max(float(array.max()), -float(array.min())) > np.iinfo(np.int32).max:
+        raise MedContextError(
+            "Label numbers are too large.",
+            file=path,
+            found=f"{array.max():g}",
+            expected="at most 2147483647",
+            remedy="give the labels smaller numbers",
+        )
     return LabelMap(path, array.astype(np.int32), image.affine.astype(np.float64), image.header)
 
 
@@ -128,7 +136,7 @@ def write_labels(path: Path, array: npt.NDArray[Any], like: Scan | LabelMap) -> 
     header.set_data_shape(array.shape)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    kind = np.uint8 if array.max(initial=0) < 256 else np.uint16
+    kind = next(kind for kind in (np.uint8, np.uint16, np.int32) if array.max(initial=0) <= np.iinfo(kind).max)
     header.set_data_dtype(kind)
     image = nib.Nifti1Image(array.astype(kind), like.affine, header)
     with replacing(path) as temporary:
@@ -158,6 +166,14 @@ def _read(path: Path) -> tuple[Any, npt.NDArray[Any]]:
             found=f"{type(error).__name__}: {error}",
             remedy="copy or download it again",
         ) from error
+    if array.dtype.kind not in "biuf" or not array.size:
+        raise MedContextError(
+            "The voxels are not single numbers." if array.size else "The image has no voxels.",
+            file=path,
+            found=f"shape {array.shape}, type {array.dtype}",
+            expected="one whole or real number per voxel",
+            remedy="export it as a grey-value image; an RGB picture is none",
+        )
     if image.affine is None or not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-12:
         raise MedContextError(
             "The affine does not describe a grid in space.",

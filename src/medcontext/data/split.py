@@ -60,7 +60,14 @@ def _share_of(count: int, share: float) -> int:
 def _patient_of(name: str, pattern: str | None) -> str:
     if pattern is None:
         return name
-    found = re.search(pattern, name)
+    try:
+        found = re.search(pattern, name)
+    except re.error as error:
+        raise MedContextError(
+            "The pattern for patients is no regular expression.",
+            found=f"'{pattern}': {error}",
+            remedy="mend the pattern",
+        ) from None
     if found is None:
         raise MedContextError(
             "No patient is found in this case's name.", found=name, expected=f"a match of '{pattern}'"

@@ -47,7 +47,7 @@ class Predictor:
     def labels_of(self, scan: Scan) -> npt.NDArray[np.int32]:
         """Label numbers ``(X, Y, Z)`` in the scan's own grid."""
         image = torch.from_numpy(prepare_image(scan, self.plan)).to(self._device)
-        logits = sliding_logits(self._network, image, self.plan.patch).cpu()
+        logits = sliding_logits(self._network, image, self.plan.patch, self.plan.normalisation.outside).cpu()
         return to_native(logits, self.plan, scan.array.shape[1:], scan.affine)
 
 
@@ -87,6 +87,10 @@ def find_scans(path: Path) -> dict[str, Path]:
     return found
 
 
+RECORD = ".predicted-by-medcontext"
+"""A file that says that the label maps of a folder are predictions, so that only such are ever written over."""
+
+
 def predict_files(
     predictor: Predictor, scans: Mapping[str, Path], out: Path, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, MedContextError]:
@@ -94,8 +98,20 @@ def predict_files(
 
     Returns:
         The scans that failed, and why.
+
+    Raises:
+        MedContextError: The folder holds files of these names that are no predictions: scans, or a truth.
     """
     out.mkdir(parents=True, exist_ok=True)
+    in_the_way = [name for name in scans if (out / f"{name}.nii.gz").exists()]
+    if in_the_way and not (out / RECORD).exists():
+        raise MedContextError(
+            "This folder holds files that are no predictions and would be written over.",
+            file=out,
+            found=f"{in_the_way[0]}.nii.gz and {len(in_the_way) - 1} more",
+            remedy="choose another folder",
+        )
+    (out / RECORD).touch()
     failed: dict[str, MedContextError] = {}
     for done, (name, path) in enumerate(scans.items(), start=1):
         try:

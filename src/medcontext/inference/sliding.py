@@ -10,13 +10,14 @@ OVERLAP = 0.5
 
 
 @torch.no_grad()
-def sliding_logits(network: nn.Module, image: Tensor, patch: tuple[int, int, int]) -> Tensor:
+def sliding_logits(network: nn.Module, image: Tensor, patch: tuple[int, int, int], outside: float) -> Tensor:
     """Logits of a whole volume from overlapping windows, weighted by a Gaussian around each window's centre.
 
     Args:
         network: In eval mode, on the image's device; of a list of logits the first is taken.
-        image: ``(C, D, H, W)``, of any size; smaller ones are padded with 0 and the padding is cut off again.
+        image: ``(C, D, H, W)``, of any size; smaller ones are padded and the padding is cut off again.
         patch: Size of a window.
+        outside: Value to pad with.
 
     Returns:
         ``(K, D, H, W)`` float32.
@@ -28,5 +29,7 @@ def sliding_logits(network: nn.Module, image: Tensor, patch: tuple[int, int, int
         logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs[0]
         return logits.float()
 
-    logits: Tensor = sliding_window_inference(image[None], patch, 2, finest, overlap=OVERLAP, mode="gaussian")
+    logits: Tensor = sliding_window_inference(
+        image[None], patch, 2, finest, overlap=OVERLAP, mode="gaussian", cval=outside
+    )
     return logits[0]

@@ -60,11 +60,11 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        target = _log_softmax(teacher, temperature)
-        prediction = _log_softmax(student, temperature)
-        p_t = target.exp()
-        divergence = torch.einsum("bk...,bk...->b...", p_t, target.sub_(prediction))[:, None]
-        ctx.save_for_backward(prediction.exp_().sub_(p_t).mul_(temperature).to(student.dtype))
+        p_t, level_t = _softmax(teacher, temperature)
+        p_m, level_m = _softmax(student, temperature)
+        difference = teacher.to(p_t.dtype) - student
+        divergence = difference.mul_(p_t).sum(dim=1, keepdim=True) / temperature - (level_t - level_m)
+        ctx.save_for_backward(p_m.sub_(p_t).mul_(temperature).to(student.dtype))
         return temperature**2 * divergence
 
     @staticmethod
@@ -73,9 +73,12 @@ class _Divergence(torch.autograd.Function):
         return gradient * upstream[0].to(gradient.dtype), None, None
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+def _softmax(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Probabilities over the classes, and ``log sum exp`` of the logits: ``z_j - log p_j`` of the likeliest class."""
     kind = torch.promote_types(logits.dtype, torch.float32)
-    return F.log_softmax(logits if temperature == 1 else logits.to(kind) / temperature, dim=1, dtype=kind)
+    scaled = logits if temperature == 1 else logits.to(kind) / temperature
+    p = torch.softmax(scaled, dim=1, dtype=kind)
+    return p, scaled.amax(dim=1, keepdim=True).to(kind) - p.amax(dim=1, keepdim=True).log()
 
 
 def _confidence(config: MethodConfig, teacher: Tensor, region: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -65,28 +64,16 @@ def teacher_state(logits: Tensor, target: Tensor | None) -> dict[str, Tensor]:
     return {"teacher_entropy": entropy, "collapsed": collapsed, **each}
 
 
-def backward_norms(
-    terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], backward: Callable[..., Any]
-) -> dict[str, Tensor]:
-    """Back-propagate (weighted) loss terms of one graph, one by one, and measure what each adds to the gradient.
+def gradient_norms(terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """Norm over all parameters of each (weighted) loss term's own gradient.
 
-    Args:
-        terms: By name.
-        parameters: Those whose gradient counts; what it holds already is added to.
-        backward: Called as ``backward(term, retain_graph=...)``.
-
-    Returns:
-        The norm over all parameters of each term's own gradient.
+    Neither ``.grad`` nor what hangs on it (the synchronisation of DDP) is touched, and the graph is kept.
     """
+    learned = [p for p in parameters if p.requires_grad]
     norms = {}
-    last = list(terms)[-1]
     for name, term in terms.items():
-        before = [None if p.grad is None else p.grad.clone() for p in parameters]
-        backward(term, retain_graph=name != last)
-        added = [
-            p.grad if b is None else p.grad - b for p, b in zip(parameters, before, strict=True) if p.grad is not None
-        ]
-        norms[name] = torch.stack([each.float().norm() for each in added]).norm()
+        gradients = torch.autograd.grad(term, learned, retain_graph=True, allow_unused=True)
+        norms[name] = torch.stack([each.float().norm() for each in gradients if each is not None]).norm()
     return norms
 
 

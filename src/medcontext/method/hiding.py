@@ -111,7 +111,12 @@ def fill_voxels(
         noise: Standard normal, like ``image``, for ``noise``.
     """
     if fill == "learnable":
-        assert value is not None
+        if value is None or len(value) != image.shape[1]:
+            raise MedContextError(
+                "The learned values of hidden voxels are not those of this image's channels.",
+                found=f"{0 if value is None else len(value)} for {image.shape[1]} channels",
+                remedy=f"make the method for them: MedContext(..., channels={image.shape[1]})",
+            )
         return torch.where(hidden, value.to(image.dtype)[:, None, None, None], image)
     if fill == "zero":
         return image.masked_fill(hidden, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from medcontext.errors import MedContextError
 from medcontext.method.presets import MethodConfig
 
 Size = tuple[int, int, int]
@@ -36,6 +37,9 @@ def draw_mask(config: MethodConfig, batch: int, grid: Size, generator: torch.Gen
 
     Returns:
         ``(batch, *grid)`` boolean on the CPU, True where hidden.
+
+    Raises:
+        MedContextError: There is one place only.
     """
     if not config.active:
         return torch.zeros(batch, *grid, dtype=torch.bool)
@@ -49,6 +53,13 @@ def draw_mask(config: MethodConfig, batch: int, grid: Size, generator: torch.Gen
         else torch.rand(masks, *shape, generator=generator)
     )
     places = order[0].numel()
+    if places < 2:
+        raise MedContextError(
+            "With one patch to hide there is nothing left to see.",
+            found=f"a grid of {list(grid)} patches, hidden by '{config.mask}'",
+            expected="two patches or more across",
+            remedy=f"make mask_patch {list(config.mask_patch)} smaller, at most half of the volume",
+        )
     low, high = config.ratio_range
     ratios = low + (high - low) * torch.rand(masks, generator=generator, dtype=torch.float64)
     hidden = (ratios * places).round().clamp(min=1, max=places - 1) * (ratios > 0)

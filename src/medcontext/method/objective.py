@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medcontext.errors import MedContextError
+from medcontext.errors import MedContextError, require
 from medcontext.losses.dice_ce import dice_ce, dice_ce_squared, over_heads
 from medcontext.method import diagnostics
 from medcontext.method.consistency import consistency
@@ -69,6 +69,7 @@ class MedContext:
         generator: torch.Generator | None = None,
         loss: Loss | None = None,
     ) -> None:
+        require(total_steps >= 1, "total_steps", total_steps, "1 or more")
         self.config = config = preset(config) if isinstance(config, str) else config
         self.teacher = None
         if config.active:
@@ -110,14 +111,14 @@ class MedContext:
             backward: Called with each part of the loss as soon as it is known (``torch.Tensor.backward``, or Fabric's),
                 so that the graph of the clean pass is freed before the masked pass begins: the same gradients in less
                 memory. Without it, call ``["total"].backward()`` yourself.
-            diagnose: Add the diagnostics; with ``backward`` also each term's share of the gradient, for which every
-                term is back-propagated by itself.
+            diagnose: Add the diagnostics, for which every term is back-propagated once more.
 
         Returns:
             Named scalars: the unweighted terms ``clean``, ``masked`` and ``consistency``, their weighted sum ``total``
             (only terms that there are: supervised training has no ``consistency``, a batch without labels has nothing
             else), and the diagnostics when asked for.
         """
+        _require_fitting(image, label)
         known = _known(image, label, labelled)
         ramped = consistency_weight(self.config, self.step, self._total_steps)
         weights = {"clean": self.config.clean_weight, "masked": self.config.masked_weight, "consistency": ramped}
@@ -127,9 +128,11 @@ class MedContext:
         def learn_from(terms: dict[str, Tensor]) -> None:
             """Take in terms of one graph; back-propagate them if that is to be done here."""
             losses.update(terms)
-            norms.update(
-                self._backward({name: weights[name] * term for name, term in terms.items()}, backward, diagnose)
-            )
+            weighted = {name: weights[name] * term for name, term in terms.items()}
+            if diagnose and self.teacher is not None:
+                norms.update(diagnostics.gradient_norms(weighted, list(self.student.parameters())))
+            if backward is not None:
+                backward(torch.stack(list(weighted.values())).sum())
 
         clean: Outputs | None = None
         if self.teacher is None:
@@ -191,18 +194,6 @@ class MedContext:
             clean, masked = halves[0]
             return clean, masked
         return [clean for clean, _ in halves], [masked for _, masked in halves]
-
-    def _backward(
-        self, terms: dict[str, Tensor], backward: Callable[..., Any] | None, diagnose: bool
-    ) -> dict[str, Tensor]:
-        """Back-propagate terms of one graph, if that is to be done here; their gradients' norms, if wanted."""
-        if backward is None:
-            return {}
-        if diagnose and self.teacher is not None:
-            parameters = [p for p in self.student.parameters() if p.requires_grad]
-            return diagnostics.backward_norms(terms, parameters, backward)
-        backward(torch.stack(list(terms.values())).sum())
-        return {}
 
     def _without_synchronisation(self, backward: Callable[..., Any] | None) -> AbstractContextManager[None]:
         """Under DDP the gradients are synchronised once, with the last backward pass of a step."""
@@ -268,6 +259,16 @@ class MedContext:
             **diagnostics.context(student, blind, truth, hidden),
             **diagnostics.teacher_state(teacher, truth),
         }
+
+
+def _require_fitting(image: Tensor, label: Tensor | None) -> None:
+    fits = label is None or (label.shape == (len(image), *image.shape[2:]) and label.dtype == torch.int64)
+    if image.ndim != 5 or not fits:
+        raise MedContextError(
+            "Image and label are not of the form that the method takes.",
+            found=f"image {tuple(image.shape)}, label {label if label is None else (tuple(label.shape), label.dtype)}",
+            expected="image (B, C, D, H, W), label (B, D, H, W) of class indices in int64",
+        )
 
 
 def _known(image: Tensor, label: Tensor | None, labelled: Sequence[bool] | None) -> list[int]:

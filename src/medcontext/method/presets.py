@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from medcontext.errors import MedContextError
+from medcontext.errors import require
 
 MaskKind = Literal["tube", "random", "block", "none"]
 Scope = Literal["sample", "batch"]
@@ -19,16 +19,6 @@ Confidence = Literal["none", "voxel", "sample"]
 MomentumSchedule = Literal["cosine", "constant", "restarting"]
 Buffers = Literal["average", "copy", "keep"]
 Axis = Literal[0, 1, 2]
-
-
-def _require(holds: bool, field: str, found: object, expected: str) -> None:
-    if not holds:
-        raise MedContextError(
-            f"The method's setting '{field}' is out of range.",
-            found=f"{field} = {found}",
-            expected=expected,
-            remedy=f"set {field} to {expected}",
-        )
 
 
 @dataclass(frozen=True)
@@ -133,15 +123,15 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         low, high = self.ratio_range
-        _require(0 <= low <= high < 1, "ratio", self.ratio, "a share from 0 up to, and not including, 1, or two such")
-        _require(0 <= self.momentum <= 1, "momentum", self.momentum, "a number from 0 to 1")
+        require(0 <= low <= high < 1, "ratio", self.ratio, "a share from 0 up to, and not including, 1, or two such")
+        require(0 <= self.momentum <= 1, "momentum", self.momentum, "a number from 0 to 1")
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(min(self.mask_patch) >= 1, "mask_patch", self.mask_patch, "three sizes in voxels, each 1 or more")
-        _require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
-        _require(0 <= self.ramp_up <= 1, "ramp_up", self.ramp_up, "a share from 0 to 1")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(min(self.mask_patch) >= 1, "mask_patch", self.mask_patch, "three sizes in voxels, each 1 or more")
+        require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
+        require(0 <= self.ramp_up <= 1, "ramp_up", self.ramp_up, "a share from 0 to 1")
         threshold = self.confidence_threshold
-        _require(0 <= threshold <= 1, "confidence_threshold", threshold, "a probability from 0 to 1")
+        require(0 <= threshold <= 1, "confidence_threshold", threshold, "a probability from 0 to 1")
 
     @property
     def ratio_range(self) -> tuple[float, float]:

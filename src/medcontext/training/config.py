@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medcontext.data.augment_config import AugmentConfig
+from medcontext.errors import require
 from medcontext.method.presets import PRESETS, MethodConfig
 
 Preset = Literal["medcontext", "paper", "official", "supervised"]
@@ -92,6 +93,23 @@ class TrainConfig:
 
     cache: Path | None = None
     """Folder of prepared cases, shared by all runs; None: ``~/.cache/medcontext``."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_steps", "log_every", "validations", "save_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "a whole number, 1 or more")
+        for name in ("patch", "spacing"):
+            value = getattr(self, name)
+            require(value is None or min(value) > 0, name, value, "three sizes (D, H, W) above 0")
+        for name in ("seed", "split_seed", "workers", "weight_decay"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        rate = self.learning_rate
+        require(rate is None or rate > 0, "learning_rate", rate, "a number above 0")
+        require(self.gradient_clip > 0, "gradient_clip", self.gradient_clip, "a number above 0")
+        for name in ("test_share", "validation_share"):
+            require(
+                0 <= getattr(self, name) < 1, name, getattr(self, name), "a share from 0 up to, and not including, 1"
+            )
 
     def method_config(self) -> MethodConfig:
         """The method in full."""

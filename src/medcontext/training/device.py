@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -87,13 +86,11 @@ def _same_gradient(module: nn.Conv3d, shape: torch.Size) -> bool:
     return bool(((exact - rough).abs() <= 0.1 * exact.abs().max()).all())
 
 
-def make_fabric(device: str, precision: Precision) -> Fabric:
-    """Lightning Fabric on one device, with autocast to bf16 or none."""
-    # Its announcement of the precision is made by the training itself, beside the device.
-    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+def make_fabric(device: str) -> Fabric:
+    """Lightning Fabric on one device. Precision is the loop's, which looks at gradients term by term as well."""
     kind, _, index = device.partition(":")
     devices: Any = [int(index)] if kind == "cuda" else 1
-    return Fabric(accelerator=kind, devices=devices, precision="bf16-mixed" if precision == "bf16" else "32-true")
+    return Fabric(accelerator=kind, devices=devices)
 
 
 def _cpu_has_bf16() -> bool:

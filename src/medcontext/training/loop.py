@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from medcontext.data.plan import Plan
 from medcontext.data.sampling import Batch, PatchBatches
+from medcontext.errors import MedContextError
 from medcontext.inference.model import load_tensors, save_model, save_tensors
 from medcontext.method.objective import MedContext
 from medcontext.progress import Progress
@@ -63,6 +65,11 @@ class Training:
         """Optimiser steps taken."""
         return self.method.step
 
+    def autocast(self) -> torch.autocast:
+        """The precision of all passes."""
+        bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=bf16)
+
     def networks(self) -> dict[str, torch.nn.Module]:
         """Student and, where there is one, teacher."""
         teacher = self.method.teacher
@@ -104,7 +111,8 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
         generator=torch.Generator(),
     )
     validate_at = {round(steps * (k + 1) / config.validations) for k in range(config.validations)} | {steps}
-    with progress.task("training") as update, _stop_asked() as stop:
+    own_random_state = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    with own_random_state, progress.task("training") as update, _stop_asked() as stop:
         for batch in loader:
             began = time.monotonic()
             row = _step(training, batch, steps)
@@ -135,10 +143,19 @@ def _step(training: Training, batch: Batch, steps: int) -> dict[str, Any]:
     for group in training.optimizer.param_groups:
         group["lr"] = rate
     method.student.train()
+    # What a network draws itself (dropout) depends on seed and step alone, so that a resumed run draws the same.
+    torch.manual_seed(config.seed * 1_000_003 + training.step)
     image, label = batch["image"].to(training.device), batch["label"].to(training.device)
-    with training.fabric.autocast():
+    with training.autocast():
         terms = method(image, label, backward=training.fabric.backward, diagnose=logs)
     norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), config.gradient_clip)
+    if (logs or training.device == "cpu" or (training.step + 1) % config.save_every == 0) and not norm.isfinite():
+        raise MedContextError(
+            "The gradient is not finite any more.",
+            file=training.run.path,
+            found=f"at step {training.step + 1}, with {', '.join(batch['cases'])}",
+            remedy="look at these cases; lower learning_rate, or set precision to fp32; the last checkpoint is whole",
+        )
     training.optimizer.step()
     training.optimizer.zero_grad()
     method.after_step()
@@ -164,17 +181,20 @@ def _validate(training: Training) -> None:
     """
     networks = training.networks()
     chosen = list(networks)[-1]
-    scores: dict[str, float] = {}
+    known: dict[str, float] = {}
     if training.validation:
-        with training.fabric.autocast():
+        with training.autocast():
             scores = validate(networks, training.validation, training.plan, training.device)
-        chosen = max(scores, key=lambda name: scores[name])
-        row = {f"dice/{name}": score for name, score in scores.items()}
+        # A class that is nowhere, neither in the truth nor predicted, has no Dice.
+        known = {name: score for name, score in scores.items() if math.isfinite(score)}
+        row = {f"dice/{name}": score for name, score in known.items()}
         training.run.log({"kind": "validation", "step": training.step, **row})
         training.latest |= row
-    if not scores or scores[chosen] > training.best:
-        training.best = scores.get(chosen, training.best)
-        about = training.about | {"step": training.step, "which": chosen, "validation_dice": scores.get(chosen)}
+    if known:
+        chosen = max(known, key=lambda name: known[name])
+    if known.get(chosen, training.best) > training.best or training.best < 0 or not training.validation:
+        training.best = known.get(chosen, training.best)
+        about = training.about | {"step": training.step, "which": chosen, "validation_dice": known.get(chosen)}
         save_model(training.run.best, networks[chosen].state_dict(), training.plan, about)
 
 

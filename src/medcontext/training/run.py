@@ -7,8 +7,8 @@ import json
 import math
 import os
 import platform
-import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -49,52 +49,56 @@ class RunFolder:
         self.report = path / "report.html"
 
     def open(self, *, resume: bool, replace: bool) -> bool:
-        """Make the folder ready.
+        """Look whether a run may be written here; nothing is changed.
 
         Returns:
             Whether there is a run to go on with.
 
         Raises:
-            MedContextError: It exists and neither ``resume`` nor ``replace`` is said, or ``replace`` would remove
-                something that is no run.
+            MedContextError: It exists and neither ``resume`` nor ``replace`` is said, or it holds something that is no
+                run.
         """
-        occupied = self.path.is_dir() and any(self.path.iterdir())
-        if occupied and resume:
-            self._require_run("go on with")
-            return True
-        if occupied and not replace:
+        if self.path.exists() and not self.path.is_dir():
+            raise MedContextError("The run folder is a file.", file=self.path, remedy="choose another folder")
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return False
+        there = ", ".join(sorted(path.name for path in self.path.iterdir())[:8])
+        if not resume and not replace:
             raise MedContextError(
                 "The run folder exists already.",
                 file=self.path,
-                found=", ".join(sorted(path.name for path in self.path.iterdir())[:8]),
+                found=there,
                 remedy="go on with it (--resume), start it anew (--replace), or choose another folder",
             )
-        if occupied:
-            self._require_run("replace")
-            shutil.rmtree(self.path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MedContextError("The run folder can't be made.", file=self.path, found=str(error)) from None
-        return False
-
-    def _require_run(self, purpose: str) -> None:
-        if not self.config.is_file():
+        if not all(file.is_file() for file in (self.config, self.plan, self.split, self.about)):
             raise MedContextError(
-                f"This folder holds something else than a run; it is not safe to {purpose} it.",
+                "This folder holds something else than a run; it is left alone.",
                 file=self.path,
-                expected="a folder with config.yaml in it",
+                found=there,
+                expected="a folder with config.yaml, plan.json, split.json and run.json in it",
                 remedy="choose another folder",
             )
+        return resume
 
-    def write_setup(self, config: TrainConfig, plan: Plan, split: Split, about: Mapping[str, Any]) -> None:
-        """Write what the training is made of, before it begins."""
+    def begin(self, config: TrainConfig, plan: Plan, split: Split, about: Mapping[str, Any]) -> None:
+        """Write what the training is made of, all of it or nothing; a run that is replaced goes only then."""
         import yaml
 
-        write_json(self.plan, plan.to_dict())
-        write_json(self.split, dataclasses.asdict(split))
-        write_json(self.about, dict(about))
-        write_text(self.config, yaml.safe_dump(plain(config), sort_keys=False))
+        parent = self.path.resolve().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=parent) as room:
+            new = RunFolder(Path(room) / "new")
+            write_json(new.plan, plan.to_dict())
+            write_json(new.split, dataclasses.asdict(split))
+            write_json(new.about, dict(about))
+            write_text(new.config, yaml.safe_dump(plain(config), sort_keys=False))
+            if self.path.exists():
+                self.path.rename(Path(room) / "old")
+            new.path.rename(self.path)
+
+    def note(self, **facts: Any) -> None:
+        """Add to ``run.json``."""
+        write_json(self.about, read_json(self.about) | facts)
 
     def read_config(self) -> dict[str, Any]:
         """The settings as plain values."""
@@ -151,35 +155,33 @@ def plain(config: TrainConfig) -> dict[str, Any]:
     return values
 
 
-def from_stored(stored: Mapping[str, Any], asked: TrainConfig) -> TrainConfig:
-    """The settings of a run that is resumed: its own, with what may change (:data:`MAY_CHANGE`) as asked for now."""
+def from_stored(stored: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a run, from what :func:`plain` made of them."""
 
     def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
         return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
-    now = {name: getattr(asked, name) for name in MAY_CHANGE}
-    kept = {name: stored[name] for name, value in now.items() if value == getattr(TrainConfig(), name)}
-    values: dict[str, Any] = tuples(stored) | now | kept
-    values["cache"] = Path(values["cache"])
-    values["pretrained"] = values["pretrained"] and Path(values["pretrained"])
+    values = tuples(stored)
+    values |= {key: values[key] and Path(values[key]) for key in ("cache", "pretrained")}
     values["method"] = MethodConfig(**tuples(stored["method"]))
     values["augment"] = AugmentConfig(**tuples(stored["augment"]))
     return TrainConfig(**values)
 
 
-def require_same(asked: TrainConfig, stored: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to resume a run with other settings than it began with. What is left at its default is not asked for.
+def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path) -> TrainConfig:
+    """The settings of a run that is resumed: its own, with what may change (:data:`MAY_CHANGE`) as asked for now.
 
     Raises:
-        MedContextError: Naming every setting that differs.
+        MedContextError: Something else is asked for than the run began with; every such setting is named.
     """
-    default = plain(TrainConfig())
-    wanted = plain(dataclasses.replace(asked, method=asked.method_config()))
-    default["method"] = plain(TrainConfig(method=TrainConfig(preset=asked.preset).method_config()))["method"]
+    wanted = dataclasses.replace(asked, method=asked.method_config())
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    given = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}
+    now = {name: given.pop(name) for name in MAY_CHANGE if name in given}
     changed = [
-        f"{key}: {stored.get(key)} before, {value} now"
-        for key, value in wanted.items()
-        if key not in MAY_CHANGE and value not in (default[key], stored.get(key))
+        f"{name}: {getattr(stored, name)} before, {value} now"
+        for name, value in given.items()
+        if value != getattr(stored, name)
     ]
     if changed:
         raise MedContextError(
@@ -188,6 +190,8 @@ def require_same(asked: TrainConfig, stored: Mapping[str, Any], folder: Path) ->
             found="; ".join(changed),
             remedy="resume it without these options, or start a new run in another folder",
         )
+    kept = {name: value for name, value in now.items() if value != "auto"}
+    return dataclasses.replace(stored, **kept)
 
 
 def describe_environment(data: Path) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from medcontext.data.cache import default_cache, prepare_all
 from medcontext.data.check import CheckReport, check_dataset
@@ -17,6 +17,9 @@ from medcontext.data.plan import Plan, make_plan
 from medcontext.data.sampling import PatchBatches
 from medcontext.data.split import Split, make_split
 from medcontext.errors import MedContextError
+from medcontext.files import read_json
+from medcontext.method.hiding import Student
+from medcontext.method.masking import draw_mask, mask_grid
 from medcontext.method.objective import MedContext
 from medcontext.networks.pretrained import load_pretrained, summary
 from medcontext.networks.registry import build_network, network_spec
@@ -24,7 +27,7 @@ from medcontext.progress import Progress
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import bf16_gradients_hold, choose_device, choose_precision, make_fabric
 from medcontext.training.loop import Training, fit
-from medcontext.training.run import RunFolder, describe_environment, from_stored, require_same
+from medcontext.training.run import RunFolder, describe_environment, from_stored, to_resume
 from medcontext.training.schedule import make_optimizer
 
 
@@ -54,27 +57,29 @@ def train(
         MedContextError: Anything about data or settings that the user can mend, before training begins.
         KeyboardInterrupt: Stopped by the user; the checkpoint is written.
     """
-    config, progress = config or TrainConfig(), progress or Progress(quiet=True)
+    progress = progress or Progress(quiet=True)
     run = RunFolder(Path(out))
-    network_spec(config.network, allow_import=True)
+    resumes = run.open(resume=resume, replace=replace)
     dataset = open_dataset(Path(data))
-    device = choose_device(config.device)
-    if run.open(resume=resume, replace=replace):
-        stored = run.read_config()
-        require_same(config, stored, run.path)
-        config, plan, split = from_stored(stored, config), run.read_plan(), run.read_split()
+    if config is not None:
+        network_spec(config.network, allow_import=True)
+    if resumes:
+        stored = from_stored(run.read_config())
+        config, plan, split = to_resume(config or stored, stored, run.path), run.read_plan(), run.read_split()
+        device = choose_device(config.device)
     else:
+        config = config or TrainConfig()
+        device = choose_device(config.device)
         config, plan, split = _set_up(run, dataset, config, device, progress)
     folders = _prepare(dataset, plan, split, config, progress)
-    validation = {name: folders[name] for name in split.validation}
-    training = _build(run, config, plan, device, len(split.train), validation, progress)
-    progress.say(
-        f"{config.network} of {training.about['parameters']:,} parameters on {device} in {config.precision}: "
-        f"{config.max_steps} steps of {plan.batch_size} patches of {' x '.join(map(str, plan.patch))}"
-    )
+    _require_same_scans(run, folders, resumes)
+    training = _build(run, config, plan, device, split, folders, progress)
     if run.last.is_file():
         training.load()
+        run.note(resumed=[*read_json(run.about).get("resumed", []), describe_environment(dataset.root)])
         progress.say(f"going on from step {training.step}")
+    elif resumes:
+        progress.say("there is no checkpoint yet: starting from step 0")
     run.forget_after(training.step)
     assert config.max_steps is not None
     batches = PatchBatches(
@@ -87,15 +92,15 @@ def train(
 def plan_for(report: CheckReport, config: TrainConfig, device: str) -> Plan:
     """The plan of a checked data set, with what the settings ask for in place of what it would choose."""
     spec = network_spec(config.network)
-    plan = make_plan(
+    return make_plan(
         report,
         device="cpu" if device == "cpu" else "gpu",
         patch_multiple=spec.patch_multiple,
         patch=config.patch,
         spacing=config.spacing,
+        batch_size=config.batch_size,
+        steps=config.max_steps,
     )
-    asked: dict[str, Any] = {"batch_size": config.batch_size, "steps": config.max_steps}
-    return dataclasses.replace(plan, **{key: value for key, value in asked.items() if value is not None})
 
 
 def require_clean(report: CheckReport) -> None:
@@ -146,21 +151,45 @@ def _set_up(
         precision=choose_precision(config.precision, device),
         cache=config.cache or default_cache(),
     )
-    if resolved.precision == "bf16" and device == "cpu" and not _bf16_holds(resolved, plan):
-        progress.say(
-            "this PyTorch computes gradients of the network's smallest convolutions wrongly in bf16 on this CPU"
-        )
-        if config.precision == "auto":
-            progress.say("training in fp32 instead")
-            resolved = dataclasses.replace(resolved, precision="fp32")
-    run.write_setup(resolved, plan, split, describe_environment(dataset.root))
+    network = _network(resolved, plan)
+    _require_hiding(resolved, plan, network)
+    if resolved.precision == "bf16" and device == "cpu":
+        trial = torch.zeros(plan.batch_size, plan.channels, *plan.patch)
+        if not bf16_gradients_hold(network, trial):
+            progress.say("this PyTorch computes gradients of the network's smallest convolutions wrongly in bf16 here")
+            if config.precision == "auto":
+                progress.say("training in fp32 instead")
+                resolved = dataclasses.replace(resolved, precision="fp32")
+    run.begin(resolved, plan, split, describe_environment(dataset.root))
     return resolved, plan, split
 
 
-def _bf16_holds(config: TrainConfig, plan: Plan) -> bool:
+def _network(config: TrainConfig, plan: Plan) -> nn.Module:
     assert config.network_settings is not None
-    network = build_network(config.network, plan.channels, plan.classes, plan.patch, config.network_settings, 0)
-    return bf16_gradients_hold(network, torch.zeros(plan.batch_size, plan.channels, *plan.patch))
+    return build_network(config.network, plan.channels, plan.classes, plan.patch, config.network_settings, config.seed)
+
+
+def _require_hiding(config: TrainConfig, plan: Plan, network: nn.Module) -> None:
+    """Refuse a method that can't hide anything from this network at this patch, before there is a run."""
+    method = config.method_config()
+    draw_mask(method, 1, mask_grid(plan.patch, method.mask_patch), torch.Generator())
+    Student(network, method, plan.channels, network_spec(config.network).patch_embedding)
+
+
+def _require_same_scans(run: RunFolder, folders: Mapping[str, Path], resumes: bool) -> None:
+    """The folder of a prepared case is named by its content: a resumed run must find the same ones."""
+    prepared = {name: folder.name for name, folder in folders.items()}
+    before = read_json(run.about).get("prepared")
+    if before is None or not resumes:
+        run.note(prepared=prepared)
+    elif before != prepared:
+        changed = sorted(name for name in before if before[name] != prepared.get(name))
+        raise MedContextError(
+            "The data set has changed since this run began.",
+            file=run.path,
+            found=f"{len(changed)} case(s) of other content, for example {changed[0]}",
+            remedy="resume it on the scans it began with, or start a new run",
+        )
 
 
 def _prepare(dataset: Dataset, plan: Plan, split: Split, config: TrainConfig, progress: Progress) -> dict[str, Path]:
@@ -184,26 +213,22 @@ def _build(
     config: TrainConfig,
     plan: Plan,
     device: str,
-    training_cases: int,
-    validation: Mapping[str, Path],
+    split: Split,
+    folders: Mapping[str, Path],
     progress: Progress,
 ) -> Training:
     """Network, method and optimiser on their device."""
-    assert config.network_settings is not None
-    assert config.method is not None
-    fabric = make_fabric(device, config.precision)
+    fabric = make_fabric(device)
     spec = network_spec(config.network)
-    network = build_network(
-        config.network, plan.channels, plan.classes, plan.patch, config.network_settings, config.seed
-    )
+    network = _network(config, plan)
     if config.pretrained is not None and not run.last.is_file():
         progress.say(summary(load_pretrained(network, config.pretrained, channels=plan.channels)))
     network.to(device)
     method = MedContext(
         network,
-        config.method,
+        config.method_config(),
         total_steps=plan.steps,
-        steps_per_epoch=math.ceil(training_cases / plan.batch_size),
+        steps_per_epoch=math.ceil(len(split.train) / plan.batch_size),
         channels=plan.channels,
         patch_embedding=spec.patch_embedding,
         positioned_embedding=spec.positioned_embedding,
@@ -217,4 +242,9 @@ def _build(
         "preset": config.preset,
         "parameters": sum(p.numel() for p in network.parameters()),
     }
+    progress.say(
+        f"{config.network} of {about['parameters']:,} parameters on {device} in {config.precision}: "
+        f"{plan.steps} steps of {plan.batch_size} patches of {' x '.join(map(str, plan.patch))}"
+    )
+    validation = {name: folders[name] for name in split.validation}
     return Training(config, plan, fabric, device, method, optimizer, validation, run, about)

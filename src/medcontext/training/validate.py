@@ -33,7 +33,9 @@ def validate(
         for folder in folders.values():
             case = read_prepared(folder)
             assert case.label is not None
-            logits = sliding_logits(network, torch.tensor(case.image, device=device), plan.patch)
+            logits = sliding_logits(
+                network, torch.tensor(case.image, device=device), plan.patch, plan.normalisation.outside
+            )
             per_case.append(hard_dice(logits[None], torch.tensor(case.label, device=device)[None].long()))
         network.train(was_training)
         scores[name] = float(torch.stack(per_case).nanmean(dim=0).nanmean())
