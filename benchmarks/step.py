@@ -2,8 +2,8 @@
 
 ``ratio_to_supervised`` is our step over the supervised one (2.33 is the arithmetic floor of three passes at equal
 precision); ``ratio_naive`` the naive step over the supervised one; ``overhead`` the share of our step that is not spent
-in the network's own passes (losses, masking, moving average); memory is the peak beyond weights and optimiser, as
-ratios to the supervised step's. Naive means: both student graphs alive at once, the loss on one-hot targets (MONAI's),
+in the network's own passes (losses, masking, moving average); ``memory`` and ``memory_naive`` are the peak beyond
+weights and optimiser, as ratios to the supervised step's. Naive means: both student graphs alive at once, the loss on one-hot targets (MONAI's),
 the moving average one parameter at a time. On a CPU memory is the growth of the process, which is coarse.
 """
 
@@ -141,7 +141,7 @@ def measure(name: str, scale: str, device: str, bf16: bool, repeats: int) -> dic
         "ratio_naive": round(taken["naive"] / taken["supervised"], 3),
         "overhead": round(1 - taken["passes"] / taken["ours"], 3),
         "peak_gib": {variant: round(peak[variant], 3) for variant in VARIANTS},
-        "memory_to_supervised": round(peak["ours"] / peak["supervised"], 3),
+        "memory": round(peak["ours"] / peak["supervised"], 3),
         "memory_naive": round(peak["naive"] / peak["supervised"], 3),
         **machine(device),
     }
@@ -163,7 +163,7 @@ def main() -> None:
         else:
             print(
                 f"{name:12} ours {row['ratio_to_supervised']:.2f} x supervised, naive {row['ratio_naive']:.2f} x, "
-                f"overhead {row['overhead']:.1%}, memory {row['memory_to_supervised']:.2f} x "
+                f"overhead {row['overhead']:.1%}, memory {row['memory']:.2f} x "
                 f"(naive {row['memory_naive']:.2f} x)",
                 flush=True,
             )
