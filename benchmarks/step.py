@@ -3,8 +3,9 @@
 ``ratio_to_supervised`` is our step over the supervised one (2.33 is the arithmetic floor of three passes at equal
 precision); ``ratio_naive`` the naive step over the supervised one; ``overhead`` the share of our step that is not spent
 in the network's own passes (losses, masking, moving average); ``memory`` and ``memory_naive`` are the peak beyond
-weights and optimiser, as ratios to the supervised step's. Naive means: both student graphs alive at once, the loss on one-hot targets (MONAI's),
-the moving average one parameter at a time. On a CPU memory is the growth of the process, which is coarse.
+weights and optimiser, as ratios to the supervised step's. Naive means: both student graphs alive at once, the loss on
+one-hot targets (MONAI's), the moving average one parameter at a time. On a CPU memory is the growth of the process,
+which is coarse.
 """
 
 from __future__ import annotations
