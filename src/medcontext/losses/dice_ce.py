@@ -50,7 +50,9 @@ class _DiceCE(torch.autograd.Function):
         ctx: Any, logits: Tensor, target: Tensor, background: bool, squared: bool, smooth: tuple[float, float]
     ) -> Tensor:
         kind = torch.promote_types(logits.dtype, torch.float32)
-        p = torch.softmax(logits.detach().flatten(2), dim=1, dtype=kind)
+        # Some networks give their classes last in memory, which every sum over voxels below would pay for.
+        scores = logits.detach().contiguous().flatten(2)
+        p = torch.softmax(scores, dim=1, dtype=kind)
         flat = target.flatten(1)
         of_true_class = p.gather(1, flat[:, None]).squeeze(1)
         overlap = p.new_zeros(p.shape[:2]).scatter_add_(1, flat, of_true_class)
@@ -62,7 +64,6 @@ class _DiceCE(torch.autograd.Function):
         voxels = flat.numel()
         # The logarithm of a small probability is taken from the logits, for it may be 0 in float32: with j the most
         # likely class, log sum exp z = z_j - log p_j.
-        scores = logits.detach().flatten(2)
         true_score = scores.gather(1, flat[:, None]).squeeze(1).to(kind)
         cross_entropy = (scores.amax(dim=1).to(kind) - p.amax(dim=1).log() - true_score).mean()
 

@@ -76,7 +76,7 @@ class _Divergence(torch.autograd.Function):
 def _softmax(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Probabilities over the classes, and ``log sum exp`` of the logits: ``z_j - log p_j`` of the likeliest class."""
     kind = torch.promote_types(logits.dtype, torch.float32)
-    scaled = logits if temperature == 1 else logits.to(kind) / temperature
+    scaled = logits.contiguous() if temperature == 1 else logits.to(kind).contiguous() / temperature
     p = torch.softmax(scaled, dim=1, dtype=kind)
     return p, scaled.amax(dim=1, keepdim=True).to(kind) - p.amax(dim=1, keepdim=True).log()
 
