@@ -20,7 +20,7 @@ from medcontext.training.run import RunFolder
 from medcontext.training.train import train
 
 CASES = 24
-STEPS = 400
+STEPS = 350
 SPACING = (6.0, 4.5, 4.5)
 """Coarser than the scans, so that a patch on a CPU holds the whole body and few steps are enough."""
 PRESETS: tuple[Preset, Preset] = ("medcontext", "supervised")
@@ -59,7 +59,7 @@ def run_demo(out: Path, *, seed: int = 0, replace: bool = False, progress: Progr
     page = report_runs(list(runs.values()), progress=progress)
     results: dict[str, Any] = {preset: read_json(RunFolder(run).evaluation) for preset, run in runs.items()}
     terminal = Console()
-    terminal.print(comparison(results), width=None if terminal.is_terminal else 100)
+    (terminal if terminal.is_terminal else Console(width=100)).print(comparison(results))
     print(f"report: {page}\nthe demonstration took {clock(time.monotonic() - began)}")
     return page
 
