@@ -99,13 +99,17 @@ def over_heads(loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor | Seque
     """
     if isinstance(outputs, Tensor):
         return loss(outputs, target)
-    weights = [0.5**head for head in range(len(outputs))]
-    terms = [weight * loss(head, _at(target, head)) for weight, head in zip(weights, outputs, strict=True)]
-    return torch.stack(terms).sum() / sum(weights)
+    return by_halves([loss(head, nearest(target[:, None], head.shape[2:])[:, 0]) for head in outputs])
 
 
-def _at(target: Tensor, logits: Tensor) -> Tensor:
-    size = logits.shape[2:]
-    if target.shape[1:] == size:
-        return target
-    return F.interpolate(target[:, None].float(), size, mode="nearest-exact")[:, 0].long()
+def by_halves(terms: Sequence[Tensor]) -> Tensor:
+    """Mean of terms, finest first, each worth half of the one before."""
+    weights = [0.5**place for place in range(len(terms))]
+    return torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum() / sum(weights)
+
+
+def nearest(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Labels or a mask ``(B, 1, D, H, W)`` on another grid, by nearest-neighbour sampling."""
+    if tuple(values.shape[2:]) == tuple(size):
+        return values
+    return F.interpolate(values.float(), tuple(size), mode="nearest-exact").to(values.dtype)

@@ -7,11 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medcontext.errors import MedContextError, require
-from medcontext.losses.dice_ce import dice_ce, dice_ce_squared, over_heads
+from medcontext.losses.dice_ce import by_halves, dice_ce, dice_ce_squared, nearest, over_heads
 from medcontext.method import diagnostics
 from medcontext.method.consistency import consistency
 from medcontext.method.hiding import Student
@@ -176,12 +175,10 @@ class MedContext:
         hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(_finest(masked)))
         heads = list(zip(_heads(masked), _heads(target), strict=True))
         compared = [
-            consistency(self.config, student, teacher, _at(hidden, student))
+            consistency(self.config, student, teacher, nearest(hidden, student.shape[2:]))
             for student, teacher in (heads if self.config.deep_consistency else heads[:1])
         ]
-        weights = [0.5**head for head in range(len(compared))]
-        weighted = [weight * term for weight, term in zip(weights, compared, strict=True)]
-        terms["consistency"] = torch.stack(weighted).sum() / sum(weights)
+        terms["consistency"] = by_halves(compared)
         return terms
 
     def _as_one_batch(self, image: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[Outputs, Outputs]:
@@ -284,12 +281,6 @@ def _heads(outputs: Outputs) -> list[Tensor]:
 
 def _finest(outputs: Outputs) -> Tensor:
     return outputs if isinstance(outputs, Tensor) else outputs[0]
-
-
-def _at(hidden: Tensor, logits: Tensor) -> Tensor:
-    """The hidden region ``(B, 1, D, H, W)`` on the grid of a head."""
-    size = logits.shape[2:]
-    return hidden if hidden.shape[2:] == size else F.interpolate(hidden.float(), size, mode="nearest-exact").bool()
 
 
 def preset(name: str) -> MethodConfig:
