@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medcontext.losses.dice_ce import in_parts
 from medcontext.method.consistency import consistency
 from medcontext.method.presets import MethodConfig
 from medcontext.method.schedules import consistency_weight, teacher_momentum
@@ -117,6 +118,28 @@ def test_large_half_precision_logits_neither_overflow_nor_lose_the_term(form, dt
     assert torch.isfinite(term)
     assert term > 0
     assert torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_divergence_over_several_parts(dtype, within, layout):
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (
+        (2 * torch.randn(2, 5, 50, 31, 33, generator=generator)).to(dtype).contiguous(memory_format=layout)
+        for _ in range(2)
+    )
+    student.requires_grad_()
+    assert len(list(in_parts(student, teacher))) > 1
+    exact = student.detach().double().contiguous().requires_grad_()
+    log_p = (exact / 1.5).log_softmax(1)
+    log_q = (teacher.double() / 1.5).log_softmax(1)
+    expected = 1.5**2 * torch.nn.functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1).mean()
+    hidden = torch.ones(2, 1, *student.shape[2:], dtype=torch.bool)
+    term = consistency(MethodConfig(consistency="kl", temperature=1.5), student, teacher, hidden)
+    assert term.item() == pytest.approx(expected.item(), rel=1e-5)
+    term.backward()
+    expected.backward()
+    assert torch.allclose(student.grad.double(), exact.grad, rtol=within, atol=within * exact.grad.abs().max().item())
 
 
 def test_the_weight_ramps_up():

@@ -109,8 +109,8 @@ def test_every_parameter_gets_a_gradient(name):
     assert unmoved == []
 
 
-GFLOPS = {"mednext": 248, "swin_unetr": 328.4, "nnformer": 213.4, "unetr_pp": 47.98}
-"""In MedNeXt's README and the tables of 3D UX-Net and UNETR++, which count a few per cent more than products."""
+GFLOPS = {"mednext": 248, "swin_unetr": 328.4, "nnformer": 213.4, "unetr_pp": 47.98, "unetr": 75.76}
+"""In MedNeXt's README and the tables of 3D UX-Net and UNETR++."""
 
 
 @pytest.mark.parametrize(("name", "data"), [(name, data) for name in NAMES for data in NETWORKS[name].published])
@@ -119,7 +119,9 @@ def test_cost_is_what_was_published(name, data):
     cost = measure(NETWORKS[name], published)
     assert abs(cost.parameters / published.parameters - 1) < 0.01
     if data == "synapse" and name in GFLOPS:
-        assert 0.96 < cost.multiply_adds / 1e9 / GFLOPS[name] <= 1
+        # How the two through MONAI were counted is not known.
+        within = 0.03 if name in ("swin_unetr", "unetr") else 0.01
+        assert cost.flops / 1e9 == pytest.approx(GFLOPS[name], rel=within)
 
 
 def test_every_network_has_its_synapse_setting():
@@ -136,7 +138,31 @@ def test_multiply_adds_are_counted_once_each():
     )
     cost = measure(spec, Published(2, 3, (4, 6, 8), {}, 0, ""))
     assert cost.parameters == 5 * (2 * 27 + 1) + 3 * (5 + 1)
-    assert cost.multiply_adds == 4 * 6 * 8 * (5 * 2 * 27 + 3 * 5)
+    assert cost.multiply_adds == cost.flops == 4 * 6 * 8 * (5 * 2 * 27 + 3 * 5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "each"),
+    [
+        (nn.InstanceNorm3d(5, affine=True), 5),
+        (nn.InstanceNorm3d(5), 4),
+        (nn.GroupNorm(1, 5), 5),
+        (nn.LayerNorm((4, 6, 8), elementwise_affine=False), 4),
+        (nn.LayerNorm((4, 6, 8)), 5),
+        (nn.BatchNorm3d(5), 2),
+        (nn.BatchNorm3d(5, affine=False), 1),
+    ],
+    ids=str,
+)
+def test_normalisation_is_counted_as_fvcore_does(norm, each):
+    spec = NetworkSpec(
+        settings=lambda *_: {},
+        build=lambda channels, classes, patch, settings: nn.Sequential(nn.Conv3d(channels, 5, 1), norm.to("meta")),
+        learning_rate=1e-3,
+    )
+    cost = measure(spec, Published(2, 5, (4, 6, 8), {}, 0, ""))
+    assert cost.normalising == 4 * 6 * 8 * 5 * each
+    assert cost.flops == 4 * 6 * 8 * 5 * 2 + cost.normalising
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medcontext.losses.dice_ce import in_parts, softmax
 from medcontext.method.presets import MethodConfig
 
 TINY = 1e-12
 
 
-def consistency(config: MethodConfig, student: Tensor, teacher: Tensor, hidden: Tensor) -> Tensor:
+def consistency(
+    config: MethodConfig, student: Tensor, teacher: Tensor, hidden: Tensor, regions: bool = False
+) -> Tensor:
     """Compare the logits of the masked student with the teacher's.
 
     Only the region that counts is compared, and only where, or as much as, the teacher is sure
@@ -21,7 +25,7 @@ def consistency(config: MethodConfig, student: Tensor, teacher: Tensor, hidden: 
 
     - ``paper``: ``MSE(z_m, z_t) / ||z_t||_2``, the norm over the whole batch as in the paper's formula,
     - ``relative``: ``||z_m - z_t||^2 / ||z_t||^2`` per sample,
-    - ``dice``: ``1 - 2 sum(p_m p_t) / (sum(p_m^2) + sum(p_t^2))`` per sample and class,
+    - ``dice``: ``1 - 2 sum(p_m p_t) / (sum(p_m^2) + sum(p_t^2))`` per sample and class or region,
 
     and ``kl`` and ``cosine`` are means over voxels.
 
@@ -30,13 +34,17 @@ def consistency(config: MethodConfig, student: Tensor, teacher: Tensor, hidden: 
         student: ``(B, K, D, H, W)`` logits of the masked pass.
         teacher: The same shape, without gradient.
         hidden: ``(B, 1, D, H, W)`` boolean.
+        regions: Whether every output is a region of its own (a sigmoid); their divergences are added up.
 
     Returns:
         A scalar.
     """
     teacher = teacher.detach()
+    probabilities = torch.sigmoid if regions else partial(torch.softmax, dim=1)
     region = hidden.float() if config.consistency_over == "hidden" else torch.ones_like(hidden, dtype=torch.float32)
-    sure = region * _confidence(config, teacher, region)
+    sure = region * _confidence(config, teacher, region, regions)
+    if config.consistency == "kl" and regions:
+        return (sure * _binary_divergence(student, teacher, config.temperature)).sum() / region.sum().clamp_min(1)
     if config.consistency == "kl":
         divergence: Tensor = _Divergence.apply(student, teacher, config.temperature)  # type: ignore[no-untyped-call]
         return (sure * divergence).sum() / region.sum().clamp_min(1)
@@ -47,7 +55,7 @@ def consistency(config: MethodConfig, student: Tensor, teacher: Tensor, hidden: 
     if config.consistency == "relative":
         return ((sure * (student - teacher) ** 2).flatten(1).sum(1) / _energy(region * teacher**2)).mean()
     if config.consistency == "dice":
-        return _dice(student.softmax(1), teacher.softmax(1), region, sure)
+        return _dice(probabilities(student), probabilities(teacher), region, sure)
     difference = 1 - F.cosine_similarity(student, teacher, dim=1, eps=1e-6)[:, None]
     return (sure * difference).sum() / region.sum().clamp_min(1)
 
@@ -60,32 +68,40 @@ class _Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-        p_t, level_t = _softmax(teacher, temperature)
-        p_m, level_m = _softmax(student, temperature)
-        difference = teacher.to(p_t.dtype) - student
-        divergence = difference.mul_(p_t).sum(dim=1, keepdim=True) / temperature - (level_t - level_m)
-        ctx.save_for_backward(p_m.sub_(p_t).mul_(temperature).to(student.dtype))
-        return temperature**2 * divergence
+        kind = torch.promote_types(student.dtype, torch.float32)
+        divergence = student.new_empty(len(student), 1, *student.shape[2:], dtype=kind)
+        gradient = student.new_empty(student.shape)
+        for z_m, z_t, value, slope in in_parts(student, teacher, divergence, gradient):
+            z_m, p_m, level_m = softmax(z_m, temperature)
+            z_t, p_t, level_t = softmax(z_t, temperature)
+            nats = z_t.sub_(z_m).mul_(p_t).sum(dim=1, keepdim=True) - (level_t - level_m)
+            value.copy_(nats.mul_(temperature**2).view(value.shape))
+            slope.copy_(p_m.sub_(p_t).mul_(temperature).view(slope.shape))
+        ctx.save_for_backward(gradient)
+        return divergence
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream[0].to(gradient.dtype), None, None
+        return gradient * upstream.to(gradient.dtype), None, None
 
 
-def _softmax(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Probabilities over the classes, and ``log sum exp`` of the logits: ``z_j - log p_j`` of the likeliest class."""
-    kind = torch.promote_types(logits.dtype, torch.float32)
-    scaled = logits.contiguous() if temperature == 1 else logits.to(kind).contiguous() / temperature
-    p = torch.softmax(scaled, dim=1, dtype=kind)
-    return p, scaled.amax(dim=1, keepdim=True).to(kind) - p.amax(dim=1, keepdim=True).log()
+def _binary_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL`` between what is said of each region, per voxel ``(B, 1, D, H, W)``."""
+    z_m, z_t = student.float() / temperature, teacher.float() / temperature
+    # p_t log(p_t / p_m) + (1 - p_t) log((1 - p_t) / (1 - p_m)), with log(1 - p) = -softplus(z).
+    divergence = z_t.sigmoid() * (z_t - z_m) - F.softplus(z_t) + F.softplus(z_m)
+    return temperature**2 * divergence.sum(dim=1, keepdim=True)
 
 
-def _confidence(config: MethodConfig, teacher: Tensor, region: Tensor) -> Tensor:
+def _confidence(config: MethodConfig, teacher: Tensor, region: Tensor, regions: bool) -> Tensor:
     """How much each voxel counts: ``(B, 1, D, H, W)``, or a number per sample (MIC, Hoyer et al., CVPR 2023)."""
     if config.confidence == "none":
         return torch.ones_like(region)
-    sure = (teacher.float().softmax(1).amax(1, keepdim=True) >= config.confidence_threshold).float()
+    teacher = teacher.float()
+    # Of regions, the least sure one counts: sure that a voxel is in it, or that it is not.
+    likeliest = teacher.abs().sigmoid().amin(1, keepdim=True) if regions else teacher.softmax(1).amax(1, keepdim=True)
+    sure = (likeliest >= config.confidence_threshold).float()
     if config.confidence == "voxel":
         return sure
     each = (1, 2, 3, 4)

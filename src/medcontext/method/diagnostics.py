@@ -16,50 +16,70 @@ NO_CLASS = 0.99
 """Entropy beyond which the teacher tells no class from another."""
 
 
-def hard_dice(logits: Tensor, target: Tensor, region: Tensor | None = None) -> Tensor:
-    """Dice of the most likely class, per foreground class, pooled over the batch.
+def hard_dice(logits: Tensor, target: Tensor, region: Tensor | None = None, membership: Tensor | None = None) -> Tensor:
+    """Dice of the most likely class, per foreground class, pooled over the batch; or Dice per region.
 
     Args:
         logits: ``(B, K, D, H, W)``.
-        target: ``(B, D, H, W)`` class indices.
+        target: ``(B, D, H, W)`` class indices; voxels of a negative one are left out.
         region: ``(B, D, H, W)`` boolean; only these voxels count. None: all.
+        membership: ``(K, classes)`` boolean for outputs that are regions: which class belongs to which.
 
     Returns:
-        ``(K - 1,)`` float32; NaN for a class absent from both, which has no Dice.
+        ``(K - 1,)`` float32, or ``(K,)`` for regions; NaN where there is nothing in either, which has no Dice.
     """
+    counted = target >= 0 if region is None else (target >= 0) & region
+    if membership is not None:
+        predicted = logits.movedim(1, -1)[counted] > 0
+        true = membership.T[target[counted]]
+        return 2 * (predicted & true).sum(0) / (predicted.sum(0) + true.sum(0))
     classes = logits.shape[1]
-    chosen = logits.argmax(dim=1)
-    if region is not None:
-        chosen, target = chosen[region], target[region]
-    predicted = torch.bincount(chosen.flatten(), minlength=classes)
-    true = torch.bincount(target.flatten(), minlength=classes)
-    both = torch.bincount(chosen[chosen == target].flatten(), minlength=classes)
-    return (2 * both / (predicted + true))[1:].float()
+    # Counted from 1, so that 0 is what is left out.
+    chosen = torch.where(counted, logits.argmax(dim=1) + 1, 0)
+    wanted = torch.where(counted, target + 1, 0)
+    agreed = torch.where(chosen == wanted, chosen, 0)
+    predicted, true, both = (torch.bincount(each.flatten(), minlength=classes + 1) for each in (chosen, wanted, agreed))
+    return (2 * both / (predicted + true))[2:].float()
 
 
-def context(clean: Tensor, masked: Tensor, target: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+def context(
+    clean: Tensor, masked: Tensor, target: Tensor, hidden: Tensor, membership: Tensor | None = None
+) -> dict[str, Tensor]:
     """How well the hidden part is rebuilt from what is around it.
 
     ``context_score`` is the mean foreground Dice of the masked pass inside the hidden region only; ``context_gap`` is
     what the clean pass, which sees that region, gets there beyond it. Zero gap: context alone is enough.
     """
-    score = hard_dice(masked, target, hidden).nanmean()
-    return {"context_score": score, "context_gap": hard_dice(clean, target, hidden).nanmean() - score}
+    score = hard_dice(masked, target, hidden, membership).nanmean()
+    return {
+        "context_score": score,
+        "context_gap": hard_dice(clean, target, hidden, membership).nanmean() - score,
+    }
 
 
-def teacher_state(logits: Tensor, target: Tensor | None) -> dict[str, Tensor]:
+def teacher_state(logits: Tensor, target: Tensor | None, regions: bool = False) -> dict[str, Tensor]:
     """Where a collapse shows.
 
-    ``teacher_entropy`` is the mean entropy of the teacher's class probabilities (1 = it knows nothing);
-    ``teacher_occupancy/<class>`` the share of the voxels it gives to each class; ``collapsed`` is 1 if it says the same
-    everywhere: one class alone although the label has more, or every class alike.
+    ``teacher_entropy`` is the mean entropy of the teacher's probabilities (1 = it knows nothing);
+    ``teacher_occupancy/<class>`` the share of the voxels it gives to each class, or region; ``collapsed`` is 1 if it
+    says the same everywhere although the label has more, or nothing at all.
     """
-    log_probability = F.log_softmax(logits.float(), dim=1)
-    classes = logits.shape[1]
-    entropy = -(log_probability.exp() * log_probability).sum(dim=1).mean() / math.log(classes)
-    occupancy = torch.bincount(logits.argmax(dim=1).flatten(), minlength=classes) / logits[:, 0].numel()
-    more = torch.tensor(True) if target is None else (target != target.flatten()[0]).any()
-    collapsed = (((occupancy.amax() > ONE_CLASS) & more.to(occupancy.device)) | (entropy > NO_CLASS)).float()
+    logits = logits.float()
+    outputs = logits.shape[1]
+    if regions:
+        entropy = (F.softplus(logits) - logits * logits.sigmoid()).mean() / math.log(2)
+        occupancy = (logits > 0).float().mean((0, 2, 3, 4))
+        same = ((occupancy > ONE_CLASS) | (occupancy < 1 - ONE_CLASS)).all()
+    else:
+        log_probability = F.log_softmax(logits, dim=1)
+        entropy = -(log_probability.exp() * log_probability).sum(dim=1).mean() / math.log(outputs)
+        occupancy = torch.bincount(logits.argmax(dim=1).flatten(), minlength=outputs) / logits[:, 0].numel()
+        same = occupancy.amax() > ONE_CLASS
+    # Several classes, leaving out what is ignored.
+    more = (
+        torch.tensor(True) if target is None else target.amax() > torch.where(target < 0, target.amax(), target).amin()
+    )
+    collapsed = ((same & more.to(same.device)) | (entropy > NO_CLASS)).float()
     each = {f"teacher_occupancy/{k}": share for k, share in enumerate(occupancy)}
     return {"teacher_entropy": entropy, "collapsed": collapsed, **each}
 

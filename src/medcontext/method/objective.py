@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from medcontext.errors import MedContextError, require
 from medcontext.losses.dice_ce import by_halves, dice_ce, dice_ce_squared, nearest, over_heads
+from medcontext.losses.regions import dice_bce
 from medcontext.method import diagnostics
 from medcontext.method.consistency import consistency
 from medcontext.method.hiding import Student
@@ -22,7 +24,7 @@ from medcontext.method.teacher import Teacher
 Loss = Callable[[Tensor, Tensor], Tensor]
 Outputs = Tensor | Sequence[Tensor]
 
-LOSSES: dict[SupervisedLoss, Loss] = {"dice_ce": dice_ce, "dice_ce_squared": dice_ce_squared}
+LOSSES: dict[SupervisedLoss, Callable[..., Tensor]] = {"dice_ce": dice_ce, "dice_ce_squared": dice_ce_squared}
 
 
 class MedContext:
@@ -46,7 +48,11 @@ class MedContext:
         patch_embedding: Module path of the network's patch embedding, for hiding tokens.
         positioned_embedding: Module path at which positions have been added to the tokens, where that is another.
         generator: Source of the masks, on the CPU. Seed it for a run that can be repeated.
-        loss: Supervised loss of ``(logits, label)``; None: the one that ``config`` names.
+        loss: Supervised loss of ``(logits, label)``; None: the one that ``config`` names, or Dice + binary
+            cross-entropy for regions.
+        membership: ``(R, classes)`` boolean, for a network whose outputs are regions that may contain one another (R
+            sigmoids): which class index of the label belongs to which. None: the outputs are the classes (a softmax).
+        ignoring: Whether labels hold negative class indices: voxels that nobody labelled and no supervised term counts.
 
     Attributes:
         student: The network and what the method learns beside it. It may be replaced by a wrapped form of itself
@@ -67,6 +73,8 @@ class MedContext:
         positioned_embedding: str | None = None,
         generator: torch.Generator | None = None,
         loss: Loss | None = None,
+        membership: Tensor | None = None,
+        ignoring: bool = False,
     ) -> None:
         require(total_steps >= 1, "total_steps", total_steps, "1 or more")
         self.config = config = preset(config) if isinstance(config, str) else config
@@ -80,7 +88,9 @@ class MedContext:
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._generator = generator or torch.Generator().manual_seed(0)
-        self._loss = loss or LOSSES[config.loss]
+        self._membership = membership
+        of_classes = partial(LOSSES[config.loss], ignoring=ignoring)
+        self._loss = loss or (of_classes if membership is None else partial(dice_bce, membership=membership))
 
     @property
     def network(self) -> nn.Module:
@@ -175,7 +185,7 @@ class MedContext:
         hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(_finest(masked)))
         heads = list(zip(_heads(masked), _heads(target), strict=True))
         compared = [
-            consistency(self.config, student, teacher, nearest(hidden, student.shape[2:]))
+            consistency(self.config, student, teacher, nearest(hidden, student.shape[2:]), self._membership is not None)
             for student, teacher in (heads if self.config.deep_consistency else heads[:1])
         ]
         terms["consistency"] = by_halves(compared)
@@ -244,17 +254,18 @@ class MedContext:
     ) -> dict[str, Tensor]:
         """Diagnostics of the samples that have a label; of the teacher alone where none has."""
         seen = {"momentum": torch.tensor(self.momentum)}
+        membership, regions = self._membership, self._membership is not None
         if clean is None or label is None:
-            return seen | diagnostics.teacher_state(_finest(target), None)
+            return seen | diagnostics.teacher_state(_finest(target), None, regions)
         student, blind, teacher = (_finest(outputs)[known] for outputs in (clean, masked, target))
         hidden = mask_to_voxels(mask[known], self.config.mask_patch, volume_size(student))[:, 0]
         truth = label[known]
         return {
             **seen,
-            "batch_dice/student": diagnostics.hard_dice(student, truth).nanmean(),
-            "batch_dice/teacher": diagnostics.hard_dice(teacher, truth).nanmean(),
-            **diagnostics.context(student, blind, truth, hidden),
-            **diagnostics.teacher_state(teacher, truth),
+            "batch_dice/student": diagnostics.hard_dice(student, truth, membership=membership).nanmean(),
+            "batch_dice/teacher": diagnostics.hard_dice(teacher, truth, membership=membership).nanmean(),
+            **diagnostics.context(student, blind, truth, hidden, membership),
+            **diagnostics.teacher_state(teacher, truth, regions),
         }
 
 
