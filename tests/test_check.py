@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 
 import nibabel as nib
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 from medcontext.data.check import check_dataset
 from medcontext.data.dataset import open_dataset
+from medcontext.data.labels import Labels
+from medcontext.data.scan import read_labels
 from medcontext.errors import MedContextError
 from tests.conftest import write_nifti
 
@@ -46,12 +49,37 @@ def test_a_good_data_set_has_no_findings_and_all_its_facts(tiny):
     report = check(tiny)
     assert not report.findings
     assert len(report.facts) == 8
-    assert report.labels == {1: "low", 2: "high"}
+    assert report.labels == Labels({1: "low", 2: "high"})
     facts = report.facts["case_00"]
     labels = np.asarray(nib.load(tiny / "labelsTr" / "case_00.nii.gz").dataobj)
     assert facts.voxels == {1: int((labels == 1).sum()), 2: int((labels == 2).sum())}
     assert facts.orientation == "RAS"
     assert facts.spacing == pytest.approx((1, 1, 1.5))
+
+
+def test_progress_counts_files(tiny):
+    said = []
+    check_dataset(open_dataset(tiny), lambda done, total: said.append((done, total)))
+    assert said == [(done, 16) for done in range(2, 17, 2)]
+
+
+def test_a_check_that_is_stopped_stops(tiny, monkeypatch):
+    read = []
+    monkeypatch.setattr("medcontext.data.check.WORKERS", 1)
+
+    def read_slowly(path):
+        read.append(path)
+        time.sleep(0.05)
+        return read_labels(path)
+
+    monkeypatch.setattr("medcontext.data.examine.read_labels", read_slowly)
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_dataset(open_dataset(tiny), stop)
+    assert 1 <= len(read) < 8
 
 
 @pytest.mark.parametrize("problem", sorted(SPOILED))
@@ -98,18 +126,18 @@ def test_labels_are_discovered_where_none_are_declared(own_tiny):
     (own_tiny / "labelsTr").rename(own_tiny / "labels")
     report = check(own_tiny)
     assert not report.findings
-    assert list(report.labels) == [1, 2]
+    assert list(report.labels.names) == [1, 2]
 
 
 def test_folders_that_are_no_data_set(tmp_path):
-    with pytest.raises(MedContextError, match="no such data folder"):
+    with pytest.raises(MedContextError, match="no such data set"):
         open_dataset(tmp_path / "nowhere")
     with pytest.raises(MedContextError, match="not a data set") as error:
         open_dataset(tmp_path)
     assert "empty" in error.value.found
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
-    with pytest.raises(MedContextError, match="holds no scans"):
+    with pytest.raises(MedContextError, match="no labelled scans"):
         open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text("{not json")
     write_nifti(tmp_path / "images" / "a.nii.gz", np.zeros((2, 2, 2), np.uint8), np.eye(4))
@@ -122,7 +150,7 @@ def test_folders_that_are_no_data_set(tmp_path):
 )
 def test_labels_are_declared_either_way_round(own_tiny, declared):
     (own_tiny / "dataset.json").write_text(json.dumps({"labels": declared}))
-    assert open_dataset(own_tiny).labels == {1: "low", 2: "high"}
+    assert open_dataset(own_tiny).labels == Labels({1: "low", 2: "high"})
 
 
 def test_the_real_bad_files_are_refused_and_the_good_ones_checked(real_scans, tmp_path):
@@ -147,8 +175,25 @@ def test_the_real_bad_files_are_refused_and_the_good_ones_checked(real_scans, tm
     assert sorted(report.facts) == ["hippocampus_001", "hippocampus_003"]
 
 
-def test_the_real_hippocampus_set_is_whole(real_scans):
-    report = check(real_scans / "Task04_Hippocampus")
+@pytest.mark.parametrize(
+    ("name", "cases", "labels"),
+    [
+        ("Task04_Hippocampus", 200, 2),
+        ("Sunnybrook_LV_png", 60, 1),
+        ("MouseBrain_FVB_NCrl_invivo", 6, 37),
+        ("MS_lesion_4ch", 2, 1),
+    ],
+)
+def test_the_real_data_sets_are_whole_and_raise_no_false_alarm(real_scans, name, cases, labels):
+    report = check(real_scans / name)
     assert not report.findings
-    assert len(report.facts) == 200
-    assert report.labels == {1: "Anterior", 2: "Posterior"}
+    assert len(report.facts) == cases
+    assert len(report.labels.names) == labels
+    assert all(counts["cases"] for counts in report.label_counts().values())
+
+
+def test_real_scans_of_every_orientation_are_whole(real_scans):
+    report = check(real_scans / "format_variety")
+    assert not report.errors
+    assert len(report.facts) == 6
+    assert {facts.orientation for facts in report.facts.values()} == {"RAS", "LAS", "PSR", "LPS"}

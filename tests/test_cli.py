@@ -39,7 +39,7 @@ def test_the_whole_way(tiny, tmp_path, capsys):
     assert run("check", tiny, "--json", tmp_path / "check.json") == 0
     assert json.loads((tmp_path / "check.json").read_text())["findings"] == []
     assert run("plan", tiny, "--json", tmp_path / "plan.json") == 0
-    assert json.loads((tmp_path / "plan.json").read_text())["labels"] == {"1": "low", "2": "high"}
+    assert json.loads((tmp_path / "plan.json").read_text())["labels"]["names"] == {"1": "low", "2": "high"}
     assert run(*train_arguments(tiny, tmp_path / "ours", cache)) == 0
     assert run(*train_arguments(tiny, tmp_path / "base", cache), "--preset", "supervised") == 0
     assert run("predict", tmp_path / "ours", tiny / "imagesTr", tmp_path / "predicted") == 0
@@ -91,7 +91,7 @@ def test_check_fails_on_bad_data_and_lists_every_error(own_tiny, capsys):
 def test_errors_are_sentences_and_not_tracebacks(tmp_path, capsys):
     assert run("check", tmp_path / "nowhere") == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: There is no such data folder.")
+    assert said.startswith("error: There is no such data set.")
     assert str(tmp_path / "nowhere") in said
     assert run("predict", tmp_path, tmp_path, tmp_path / "out") == 1
     assert "no trained model" not in capsys.readouterr().out
@@ -124,12 +124,12 @@ def printed_config(capsys, *arguments: object) -> dict:
 
 def test_every_setting_can_be_printed_set_and_read_back(tmp_path, capsys):
     config = printed_config(
-        capsys, "--preset", "paper", "--method.ratio", "0.6", "--max-steps", "7", "--augment.scale", "0"
+        capsys, "--preset", "paper", "--method.ratio", "0.6", "--max-steps", "7", "--augment.scale", "[1, 1]"
     )
     assert config["method"]["mask"] == "tube"
     assert config["method"]["ratio"] == 0.6
     assert config["max_steps"] == 7
-    assert config["augment"]["scale"] == 0
+    assert config["augment"]["scale"] == [1, 1]
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump({"preset": "paper", "seed": 5}))
     read = printed_config(capsys, "--config", tmp_path / "settings.yaml")
     assert read["method"]["consistency"] == "paper"

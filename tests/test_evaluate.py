@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from medcontext.data.labels import Labels, Region
 from medcontext.errors import MedContextError
 from medcontext.evaluation.evaluate import comparison, evaluate, table
 from medcontext.files import write_json
@@ -79,7 +80,7 @@ def test_the_result_is_plain_json(folders, tmp_path):
 def test_names_choose_the_labels_and_are_carried(folders):
     predicted, truth = folders
     (predicted / "b.nii.gz").unlink()
-    result = evaluate(predicted, truth, names={0: "background", 2: "gland", 1: "duct", 9: "never there"})
+    result = evaluate(predicted, truth, declared=Labels({2: "gland", 1: "duct", 9: "never there"}))
     labels = result["mean"]["labels"]
     assert [(label, entry["name"]) for label, entry in labels.items()] == [
         ("1", "duct"),
@@ -95,7 +96,27 @@ def test_names_choose_the_labels_and_are_carried(folders):
 def test_labels_of_the_truth_that_have_no_name_are_passed_over(folders):
     predicted, truth = folders
     (predicted / "b.nii.gz").unlink()
-    assert {row["label"] for row in evaluate(predicted, truth, names={1: "duct"})["cases"]} == {1}
+    declared = Labels({1: "duct"}, background=(2,))
+    assert {row["label"] for row in evaluate(predicted, truth, declared)["cases"]} == {1}
+
+
+def test_regions_are_scored_as_unions_and_go_by_the_number_they_are_written_with(tmp_path):
+    whole, core = Region("whole", (1, 2), 2), Region("core", (1,), 1)
+    truth = write(tmp_path / "truth.nii.gz", volume(l1=[(0, 0, 0)], l2=[(1, 0, 0), (2, 0, 0)]))
+    predicted = write(tmp_path / "predicted.nii.gz", volume(l1=[(1, 0, 0)], l2=[(0, 0, 0), (2, 0, 0)]))
+    result = evaluate(predicted, truth, Labels({1: "label 1", 2: "label 2"}, regions=(whole, core)))
+    assert [(row["label"], row["dice"]) for row in result["cases"]] == [(1, 0.0), (2, 1.0)]
+    assert {entry["name"] for entry in result["mean"]["labels"].values()} == {"whole", "core"}
+
+
+def test_what_the_truth_ignores_is_not_scored(tmp_path):
+    truth = write(tmp_path / "truth.nii.gz", volume(l1=[(0, 0, 0)], l9=[(1, 0, 0), (2, 0, 0)]))
+    predicted = write(tmp_path / "predicted.nii.gz", volume(l1=[(0, 0, 0), (1, 0, 0), (2, 0, 0)]))
+    result = evaluate(predicted, truth, Labels({1: "duct"}, ignore=9))
+    assert [(row["dice"], row["hd95_mm"]) for row in result["cases"]] == [(1.0, 0.0)]
+    elsewhere = write(tmp_path / "elsewhere.nii.gz", volume(l1=[(1, 0, 0)]))
+    blank = write(tmp_path / "blank.nii.gz", volume(l9=[(1, 0, 0)]))
+    assert evaluate(elsewhere, blank, Labels({1: "duct"}, ignore=9))["cases"][0]["outcome"] == "absent"
 
 
 def test_spacing_comes_from_the_affine_in_array_order(tmp_path):
@@ -158,7 +179,7 @@ def test_another_grid_is_refused(folders, array, affine, problem):
 def test_undeclared_labels_in_a_prediction_are_refused(folders):
     predicted, truth = folders
     with pytest.raises(MedContextError, match="not declared") as caught:
-        evaluate(predicted, truth, names={1: "duct", 2: "gland"})
+        evaluate(predicted, truth, declared=Labels({1: "duct", 2: "gland"}))
     assert caught.value.file == str(predicted / "b.nii.gz")
     assert caught.value.found == "label 3"
     assert "1, 2" in str(caught.value.expected)
@@ -204,7 +225,7 @@ def shown(renderable: Any) -> list[list[str]]:
 def test_the_table_has_a_row_per_label_and_the_mean(folders):
     predicted, truth = folders
     (predicted / "b.nii.gz").unlink()
-    rows = shown(table(evaluate(predicted, truth, names={1: "duct [red]", 2: "gland"})))
+    rows = shown(table(evaluate(predicted, truth, declared=Labels({1: "duct [red]", 2: "gland"}))))
     assert rows == [
         ["1 duct [red]", "0.500", "1.85", "1", "0", "0"],
         ["2 gland", "0.000", "-", "1", "1", "0"],

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medcontext.data.geometry import (
+    TIE,
     largest_class,
     reorient,
     reorient_back,
@@ -20,10 +21,10 @@ from medcontext.data.geometry import (
     resample_labels,
     resampled_size,
 )
+from medcontext.data.labels import Labels
 from medcontext.data.plan import Normalisation, Plan
-from medcontext.data.prepare import prepare_case, prepare_image, read_prepared, write_prepared
+from medcontext.data.prepare import prepare_case
 from medcontext.data.scan import LabelMap, Scan
-from medcontext.errors import MedContextError
 from medcontext.inference.predictor import to_native
 from tests.conftest import oriented
 
@@ -48,7 +49,7 @@ def oblique(seed: int, spacing=(0.8, 1.1, 2.5)) -> np.ndarray:
 
 
 def plan_with(orientation: str, spacing=(1.0, 1.0, 1.0), **changes) -> Plan:
-    plan = Plan("test", 1, {3: "a", 7: "b"}, orientation, spacing, Normalisation("case"), (8, 8, 8), 2, 10)
+    plan = Plan("test", 1, Labels({3: "a", 7: "b"}), orientation, spacing, Normalisation("case"), (8, 8, 8), 2, 10)
     return dataclasses.replace(plan, **changes)
 
 
@@ -71,7 +72,7 @@ def test_a_case_goes_to_the_plan_and_back(stored, seed, spacing):
     native[2:8, 3:13, 2:10] = 3
     native[8:13, 3:13, 2:10] = 7
     array, affine = oriented(native, oblique(seed), stored)
-    scan = Scan("a", array[None].astype(np.float32), affine, None)
+    scan = Scan("a", array[None].astype(np.float32) + 1, affine, None)
     plan = plan_with("SAR", spacing)
     case = prepare_case(scan, LabelMap("a", array, affine, None), plan)
     assert case.image.shape[1:] == case.label.shape
@@ -81,7 +82,8 @@ def test_a_case_goes_to_the_plan_and_back(stored, seed, spacing):
     assert set(np.unique(back)) <= {0, 3, 7}
     for label in (3, 7):
         overlap = 2 * ((back == label) & (array == label)).sum() / ((back == label).sum() + (array == label).sum())
-        assert overlap > 0.6
+        # A block of 5 voxels may be 2 of the plan's.
+        assert overlap > 0.5
         # Half a voxel of the coarser of the two grids, along any axis.
         moved = np.abs(np.argwhere(back == label).mean(0) - np.argwhere(array == label).mean(0)).max()
         assert moved <= 0.5 * max(1, max(spacing) / 0.8)
@@ -92,7 +94,9 @@ def test_at_its_own_spacing_a_case_comes_back_exactly():
     array, affine = oriented(rng.choice([0, 3, 7], (9, 7, 8)).astype(np.int32), oblique(1), "LSP")
     plan = plan_with("SAR", reoriented_spacing(affine, "SAR"))
     case = prepare_case(
-        Scan("a", rng.normal(size=(1, *array.shape)), affine, None), LabelMap("a", array, affine, None), plan
+        Scan("a", rng.normal(size=(1, *array.shape)).astype(np.float32), affine, None),
+        LabelMap("a", array, affine, None),
+        plan,
     )
     logits = torch.nn.functional.one_hot(torch.from_numpy(case.label).long(), 3).movedim(-1, 0).float()
     assert np.array_equal(to_native(logits, plan, array.shape, affine), array)
@@ -110,47 +114,49 @@ def test_resampling_keeps_the_extent_and_a_linear_ramp():
     assert resample_image(ramp, (10, 20, 30)) is ramp
 
 
-@given(size=st.tuples(*[st.integers(2, 9)] * 3), seed=st.integers(0, 20))
+@given(
+    old=st.tuples(*[st.integers(1, 12)] * 3),
+    new=st.tuples(*[st.integers(1, 14)] * 3),
+    coarse=st.integers(1, 4),
+    seed=st.integers(0, 10_000),
+)
+@settings(deadline=None, max_examples=150)
+def test_labels_are_resampled_as_images_of_every_class(old, new, coarse, seed):
+    """Against one-hot images resampled in float64 by PyTorch; where two classes tie, the lower one wins."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.choice([-1, 0, 1, 2, 5, 89], [-(-n // coarse) for n in old])
+    labels = np.kron(blocks, np.ones((coarse,) * 3))[tuple(slice(n) for n in old)].astype(np.int16)
+    classes = np.unique(labels)
+    images = torch.from_numpy(np.stack([labels == k for k in classes]).astype(np.float64))
+    scores = torch.nn.functional.interpolate(images[None], new, mode="trilinear", align_corners=False)[0].numpy()
+    expected = classes[(scores >= scores.max(axis=0) - TIE).argmax(axis=0)]
+    resampled = resample_labels(labels, new)
+    assert resampled.dtype == np.int16
+    assert resampled.shape == new
+    # Single precision may take a near tie for a tie; no further than that.
+    ordered = np.sort(np.concatenate([scores, np.full((1, *new), -1.0)]), axis=0)
+    clear = np.abs(ordered[-1] - ordered[-2] - TIE) > TIE / 2
+    assert clear.mean() > 0.9
+    assert np.array_equal(resampled[clear], expected[clear])
+
+
+def test_labels_between_many_voxels_are_resampled_in_parts(monkeypatch):
+    labels = np.random.default_rng(0).integers(0, 200, (12, 13, 14)).astype(np.uint8)
+    whole = resample_labels(labels, (20, 9, 17))
+    monkeypatch.setattr("medcontext.data.geometry.MIXED_VOXELS", 100)
+    assert np.array_equal(resample_labels(labels, (20, 9, 17)), whole)
+    assert resample_labels(labels, (12, 13, 14)) is labels
+
+
+@given(size=st.tuples(*[st.integers(1, 14)] * 3), seed=st.integers(0, 100))
 @settings(deadline=None)
-def test_one_class_at_a_time_is_the_same_as_all_at_once(size, seed):
-    labels = torch.randint(0, 5, (4, 6, 5), generator=torch.Generator().manual_seed(seed))
-    one_hot = torch.nn.functional.one_hot(labels, 5).movedim(-1, 0).float()
-    together = torch.nn.functional.interpolate(one_hot[None], size, mode="trilinear")[0]
-    first, second = together.topk(2, dim=0).values
-    clear = first - second > 1e-5
-    assert torch.equal(resample_labels(labels, size, 5)[clear], together.argmax(0)[clear])
-    scores = torch.randn(5, *size, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(largest_class(scores, size), scores.argmax(0))
+def test_images_are_resampled_as_pytorch_does_in_double_precision(size, seed):
+    image = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, 6, 7, 8)))
+    for target in (size, (6, *size[1:])):
+        expected = torch.nn.functional.interpolate(image[None], target, mode="trilinear", align_corners=False)[0]
+        assert torch.allclose(resample_image(image.float(), target).double(), expected, atol=1e-5)
 
 
-def test_normalisation_ignores_the_scale_of_an_mri_and_keeps_that_of_a_ct():
-    rng = np.random.default_rng(0)
-    image = rng.normal(50, 20, (2, 8, 9, 7)).astype(np.float32)
-    plan = plan_with("SAR", channels=2)
-    first = prepare_image(Scan("a", image, np.eye(4), None), plan)
-    scaled = prepare_image(Scan("a", image * 3000 + 17, np.eye(4), None), plan)
-    assert np.allclose(first, scaled, atol=1e-3)
-    assert np.allclose(first.mean((1, 2, 3)), 0, atol=1e-4)
-    assert np.allclose(first.std((1, 2, 3)), 1, atol=1e-3)
-    ct = plan_with("RAS", channels=2, normalisation=Normalisation("ct", 30, 70, 50, 10))
-    assert np.allclose(
-        prepare_image(Scan("a", image, np.eye(4), None), ct), (np.clip(image, 30, 70) - 50) / 10, atol=1e-5
-    )
-
-
-def test_a_scan_of_other_channels_is_refused():
-    with pytest.raises(MedContextError, match="channels"):
-        prepare_image(Scan("a", np.ones((2, 4, 4, 4), np.float32), np.eye(4), None), plan_with("SAR"))
-
-
-def test_a_prepared_case_is_read_back_as_it_was(tmp_path):
-    array = np.random.default_rng(0).choice([0, 3, 7], (9, 7, 8)).astype(np.int32)
-    case = prepare_case(
-        Scan("a", array[None] * 1.5, np.eye(4), None), LabelMap("a", array, np.eye(4), None), plan_with("SAR")
-    )
-    write_prepared(tmp_path / "case", case)
-    again = read_prepared(tmp_path / "case")
-    assert isinstance(again.image, np.memmap)
-    assert np.array_equal(again.image, case.image)
-    assert np.array_equal(again.label, case.label)
-    assert all(np.array_equal(a, b) for a, b in zip(again.places, case.places, strict=True))
+def test_the_largest_class_wins():
+    scores = torch.randn(5, 4, 3, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(largest_class(scores, (4, 3, 6)), scores.argmax(0))

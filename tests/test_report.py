@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medcontext.data.labels import Labels
 from medcontext.errors import MedContextError
 from medcontext.evaluation import pictures
 from medcontext.evaluation.curves import curves_figure
@@ -79,7 +80,7 @@ def history(method: bool) -> list[dict[str, Any]]:
     return rows
 
 
-Study = tuple[list[RunResults], dict[str, tuple[Path, Path]]]
+Study = tuple[list[RunResults], dict[str, tuple[tuple[Path, ...], Path]]]
 
 
 def made_study(tmp_path: Path) -> Study:
@@ -90,7 +91,7 @@ def made_study(tmp_path: Path) -> Study:
         truth = np.zeros((16, 14, 8), np.uint8)
         truth[3:9, 4:10, 2:6], truth[9:12, 4:10, 2:6] = 1, 2
         image = rng.normal(size=truth.shape).astype(np.float32)
-        scans[case] = (write(tmp_path / f"image/{case}.nii", image), write(tmp_path / f"truth/{case}.nii", truth))
+        scans[case] = ((write(tmp_path / f"image/{case}.nii", image),), write(tmp_path / f"truth/{case}.nii", truth))
         for run, shift in (("first", {"case_1": 1, "case_2": 0, "case_3": 2}[case]), ("second", 1)):
             predicted = np.roll(truth, shift, axis=0)
             if run == "second" and case == "case_1":
@@ -102,7 +103,7 @@ def made_study(tmp_path: Path) -> Study:
             facts={"preset": name, "network": "a <i>unet</i>"} | ({"hiding": "blocks"} if name == "first" else {}),
             environment={"python": "3.11 & more"},
             history=history(method=name == "first"),
-            evaluation=evaluate(tmp_path / name, tmp_path / "truth", NAMES),
+            evaluation=evaluate(tmp_path / name, tmp_path / "truth", Labels(NAMES)),
             predictions=tmp_path / name,
         )
         for name in ("first", "second")
@@ -212,7 +213,7 @@ def test_hostile_names_are_escaped_and_do_no_harm(study, tmp_path):
 def test_what_is_amiss_is_said_at_the_top(study, tmp_path):
     runs, scans = study
     (runs[1].predictions / "case_3.nii").unlink()
-    fewer = replace(runs[1], evaluation=evaluate(runs[1].predictions, tmp_path / "truth", NAMES))
+    fewer = replace(runs[1], evaluation=evaluate(runs[1].predictions, tmp_path / "truth", Labels(NAMES)))
     _, page = report(tmp_path, [replace(run, history=[]) for run in (runs[0], fewer)], scans)
     text = "".join(page.text)
     assert re.search(r"Mean Dice on held-out cases: first 0\.\d{3} on 3 cases, second 0\.\d{3} on 2 cases\.", text)
@@ -269,7 +270,7 @@ def scene(folder: Path, codes: str, sizes: tuple[float, ...] = (1.0, 1.0, 1.0)) 
         turned = np.ascontiguousarray(nib.orientations.apply_orientation(array, turn))
         paths.append(write(folder / codes / f"{name}.nii.gz", turned, affine))
     assert "".join(nib.aff2axcodes(affine)) == codes
-    return OverlayCase("best", "scene", paths[0], paths[1], {"run": (paths[2], 0.5)})
+    return OverlayCase("best", "scene", (paths[0],), paths[1], {"run": (paths[2], 0.5)})
 
 
 @pytest.mark.parametrize("codes", ["LPS", "PSR", "ILA"])
@@ -325,8 +326,8 @@ def test_a_label_map_of_another_shape_is_refused(tmp_path):
 def test_an_empty_truth_and_a_flat_scan_can_be_drawn(tmp_path):
     blank = write(tmp_path / "blank.nii.gz", np.zeros((8, 8, 4), np.uint8))
     full = write(tmp_path / "full.nii.gz", np.ones((8, 8, 4), np.uint8))
-    assert pixels(overlay_figure([OverlayCase("best", "x", blank, blank, {"run": (blank, None)})], {})).size
-    assert pixels(overlay_figure([OverlayCase("best", "x", blank, full, {"run": (full, 1.0)})], {1: "all"})).size
+    assert pixels(overlay_figure([OverlayCase("best", "x", (blank,), blank, {"run": (blank, None)})], {})).size
+    assert pixels(overlay_figure([OverlayCase("best", "x", (blank,), full, {"run": (full, 1.0)})], {1: "all"})).size
 
 
 def test_curves_have_a_panel_for_each_thing_that_was_logged():

@@ -5,10 +5,11 @@ import gzip
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medcontext.data.scan import case_name, read_labels, read_scan, scan_files, spacing_of, write_labels
+from medcontext.data.scan import case_name, read_labels, read_scan, scan_files, spacing_of, voxels_apart, write_labels
 from medcontext.errors import MedContextError
 from tests.conftest import write_nifti
 
@@ -23,6 +24,65 @@ def test_one_channel_and_several_come_channels_first(tmp_path):
     assert np.array_equal(one.array, array[None, ..., 0])
     assert np.allclose(one.affine, OBLIQUE, atol=1e-5)
     assert spacing_of(one.affine) == pytest.approx(tuple(np.linalg.norm(OBLIQUE[:3, :3], axis=0)), rel=1e-5)
+
+
+def test_one_file_per_channel_must_lie_on_one_grid(tmp_path):
+    array = np.random.default_rng(0).normal(size=(40, 5, 6, 3)).astype(np.float32)
+    files = [write_nifti(tmp_path / f"a_{c:04d}.nii.gz", array[..., c], OBLIQUE) for c in range(3)]
+    scan = read_scan(*files)
+    assert np.array_equal(scan.array, np.moveaxis(array, -1, 0))
+    assert scan.path == files[0]
+    assert scan.header == read_scan(files[0]).header
+    turn = np.eye(4)
+    for angle, refused in ((2e-4, False), (2e-3, True)):  # at 40 voxels of 1.9 mm: 0.01 and 0.1 voxel
+        turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+        other = OBLIQUE.copy()
+        other[:3, :3] = turn[:3, :3] @ OBLIQUE[:3, :3]
+        write_nifti(files[2], array[..., 2], other)
+        if not refused:
+            assert np.array_equal(read_scan(*files).array, scan.array)
+            continue
+        with pytest.raises(MedContextError, match="different places") as error:
+            read_scan(*files)
+        assert error.value.file == str(files[2])
+    write_nifti(files[1], array[:39, ..., 1], OBLIQUE)
+    with pytest.raises(MedContextError, match="Channels differ in shape") as error:
+        read_scan(*files)
+    assert error.value.file == str(files[1])
+    with pytest.raises(MedContextError, match="number of axes"):
+        read_scan(files[0], write_nifti(tmp_path / "b.nii", array, OBLIQUE))
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=40, deadline=None)
+def test_no_voxel_is_further_apart_than_the_worst_corner(shape, seed):
+    rng = np.random.default_rng(seed)
+    affine, other = (np.vstack([rng.normal(0, 2, (3, 4)), [0, 0, 0, 1]]) for _ in range(2))
+    voxels = np.argwhere(np.ones(shape))
+    places = [nib.affines.apply_affine(each, voxels) for each in (affine, other)]
+    worst = np.linalg.norm(places[0] - places[1], axis=1).max() / nib.affines.voxel_sizes(affine).min()
+    assert voxels_apart(shape, affine, other) == pytest.approx(worst)
+
+
+def test_negative_and_large_label_numbers_choose_a_kind_that_holds_them(tmp_path):
+    scan = read_scan(write_nifti(tmp_path / "scan.nii.gz", np.zeros((1, 1, 3), np.float32), np.eye(4)))
+    for numbers, kind in (([0, 1, 255], "u1"), ([0, 1, 256], "u2"), ([-1, 0, 3], "i4")):
+        write_labels(tmp_path / "labels.nii.gz", np.array([[numbers]]), like=scan)
+        assert nib.load(tmp_path / "labels.nii.gz").get_data_dtype() == kind
+        assert read_labels(tmp_path / "labels.nii.gz").array.ravel().tolist() == numbers
+
+
+def test_a_detached_header_is_a_case_and_its_voxels_are_none(tmp_path):
+    image = sitk.GetImageFromArray(np.zeros((3, 4, 5), np.int16))
+    for name in ("a.mhd", "b.nhdr", "c.mha", "d.nrrd"):
+        sitk.WriteImage(image, str(tmp_path / name))
+    (tmp_path / "e.nii").mkdir()
+    (tmp_path / ".f.nii").touch()
+    assert [path.name for path in scan_files(tmp_path).values()] == ["a.mhd", "b.nhdr", "c.mha", "d.nrrd"]
+    assert sorted(path.name for path in tmp_path.glob("*.raw")) == ["a.raw", "b.raw"]
 
 
 def test_a_prediction_is_written_with_the_geometry_of_its_scan(tmp_path):

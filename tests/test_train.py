@@ -93,7 +93,9 @@ def same(first: RunFolder, second: RunFolder) -> bool:
 def test_a_run_folder_holds_everything_that_made_it(trained, tiny):
     config = yaml.safe_load(trained.config.read_text())
     assert config["method"]["mask"] == "random"
-    assert [key for key, value in config.items() if value is None] == ["pretrained", "patient"]
+    assert [key for key, value in config.items() if value is None] == [
+        "pretrained", "plan", "split", "few_shot", "patient",
+    ]  # fmt: skip
     assert json.loads(trained.plan.read_text())["orientation"] == "SAR"
     split = trained.read_split()
     assert len(split.train) + len(split.validation) + len(split.test) == 8
@@ -251,7 +253,7 @@ def test_predictions_have_the_shape_affine_and_labels_of_their_scan(trained, tin
     scans = find_scans(tiny)
     assert len(scans) == 8
     assert not predict_files(predictor, scans, tmp_path / "out")
-    for name, path in scans.items():
+    for name, (path,) in scans.items():
         scan, labels = read_scan(path), read_labels(tmp_path / "out" / f"{name}.nii.gz")
         assert labels.array.shape == scan.array.shape[1:]
         assert np.array_equal(labels.affine, scan.affine)

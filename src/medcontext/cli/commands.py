@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from medcontext.errors import MedContextError
 from medcontext.files import write_json
 from medcontext.progress import Progress
+from medcontext.training.config import Preset
 
 
 def phantom(out: Path, cases: int = 20, seed: int = 0) -> int:
@@ -27,26 +29,39 @@ def phantom(out: Path, cases: int = 20, seed: int = 0) -> int:
     return 0
 
 
-def check(data: Path, json: Path | None = None) -> int:
+def check(
+    data: Path,
+    split: Path | None = None,
+    patient: str | None = None,
+    json: Path | None = None,
+    cache: Path | None = None,
+) -> int:
     """Read every file of a data set and say what is wrong with it. The exit code is 1 if training would be refused.
 
     Args:
-        data: Data folder: imagesTr and labelsTr, or images and labels.
+        data: Data folder: imagesTr and labelsTr, or images and labels; or a case list.
+        split: Also check this split file: that it fits the data, and that no patient is on two sides.
+        patient: Regular expression for the patient in a case's name; None: as the data set says.
         json: Also write the findings to this file.
+        cache: Folder that remembers what has been checked; None: ~/.cache/medcontext.
     """
     from medcontext.cli.tables import findings_table, print_table
-    from medcontext.data.check import check_dataset
+    from medcontext.data.check import check_split
     from medcontext.data.dataset import open_dataset
+    from medcontext.data.split_file import read_split_file
+    from medcontext.training.setup import checked
 
-    progress = Progress()
-    with progress.task("checking") as update:
-        report = check_dataset(open_dataset(data), update)
+    dataset = open_dataset(data).with_patients(patient)
+    report = checked(dataset, cache, Progress())
+    if split is not None:
+        found = check_split(dataset, read_split_file(split))
+        report = replace(report, findings=(*found, *report.findings))
     if report.findings:
         print_table(findings_table(report.findings))
     warnings = len(report.findings) - len(report.errors)
     print(
         f"{report.dataset.name}: {len(report.facts)} case(s) fit for training, labels "
-        f"{', '.join(f'{number} {name}' for number, name in report.labels.items()) or 'none'}; "
+        f"{', '.join(f'{number} {name}' for number, (name, _) in report.labels.structures.items()) or 'none'}; "
         f"{len(report.errors)} error(s), {warnings} warning(s)"
     )
     if json is not None:
@@ -57,39 +72,102 @@ def check(data: Path, json: Path | None = None) -> int:
 def plan(
     data: Path,
     network: str = "unet",
+    preset: Preset = "medcontext",
     device: str = "auto",
     patch: tuple[int, int, int] | None = None,
     spacing: tuple[float, float, float] | None = None,
+    batch_size: int | None = None,
     json: Path | None = None,
+    against: Path | None = None,
+    cache: Path | None = None,
 ) -> int:
-    """Say how a data set would be prepared and trained on, and why.
+    """Say how a data set would be prepared and trained on, why, and what it would take.
 
     Args:
         data: Data folder.
         network: The network it is planned for.
+        preset: The method, for the memory and time of a step.
         device: What it will be trained on.
         patch: Take this patch (D, H, W) in voxels, slice axis first.
         spacing: Take this spacing (D, H, W) in mm.
-        json: Also write the plan to this file.
+        batch_size: Take so many patches per step.
+        json: Also write the plan to this file, which can be edited and given to 'medcontext train --plan'.
+        against: Another plan file: say what differs from it.
+        cache: Folder that remembers what has been checked; None: ~/.cache/medcontext.
     """
-    from medcontext.cli.tables import plan_table, print_table
-    from medcontext.data.check import check_dataset
+    from medcontext.cli.tables import fingerprint_table, plan_table, print_table
     from medcontext.data.dataset import open_dataset
+    from medcontext.data.fingerprint import take_fingerprint
+    from medcontext.data.plan_file import diff_plans, read_plan, write_plan
     from medcontext.networks.registry import network_spec
     from medcontext.training.config import TrainConfig
     from medcontext.training.device import choose_device
-    from medcontext.training.train import plan_for
+    from medcontext.training.estimate import estimate
+    from medcontext.training.setup import build, checked, plan_for, resolve
 
-    progress = Progress()
-    with progress.task("checking") as update:
-        report = check_dataset(open_dataset(data), update)
+    report = checked(open_dataset(data), cache, Progress())
     network_spec(network, allow_import=True)
-    planned = plan_for(report, TrainConfig(network=network, patch=patch, spacing=spacing), choose_device(device))
+    asked = TrainConfig(preset=preset, network=network, patch=patch, spacing=spacing, batch_size=batch_size)
+    chosen = choose_device(device)
+    planned = plan_for(report, asked, chosen)
+    print_table(fingerprint_table(take_fingerprint(report)))
     print_table(plan_table(planned))
     for reason in planned.reasons:
         print(f"- {reason}")
+    settings = resolve(asked, planned, chosen)
+    print(f"on {chosen}: {estimate(build(settings, planned), settings, planned, chosen)}")
+    if against is not None:
+        differences = diff_plans(read_plan(against), planned)
+        print("\n".join(differences) or f"the same plan as {against}")
     if json is not None:
-        write_json(json, planned.to_dict())
+        write_plan(json, planned)
+    return 0
+
+
+def split(
+    data: Path,
+    out: Path,
+    folds: int | None = None,
+    test_share: float = 0.2,
+    validation_share: float = 0.1,
+    patient: str | None = None,
+    seed: int = 0,
+) -> int:
+    """Write a split file for 'medcontext train --split': one split, or the folds of a cross-validation.
+
+    Args:
+        data: Data set.
+        out: File to write (JSON).
+        folds: Number of folds, in each of which other cases are held out; None: one split, by test_share.
+        test_share: Share of the patients that is held out, where there are no folds.
+        validation_share: Share of the other patients that chooses the checkpoint.
+        patient: Regular expression for the patient in a case's name; None: as the data set says.
+        seed: Of the draw.
+    """
+    from medcontext.data.dataset import open_dataset
+    from medcontext.data.split import make_folds, make_split
+    from medcontext.data.split_file import SplitFile, write_split_file
+
+    dataset = open_dataset(data).with_patients(patient)
+    patients, strata = dataset.patients, dataset.strata
+    if folds is None:
+        drawn = [
+            make_split(
+                patients,
+                test_share=test_share,
+                validation_share=validation_share,
+                seed=seed,
+                patient=patients,
+                strata=strata,
+            )
+        ]
+    else:
+        drawn = [*make_folds(patients, folds=folds, validation_share=validation_share, seed=seed, strata=strata)]
+    written = SplitFile(dataset.name, f"medcontext split, seed {seed}", tuple(drawn))
+    write_split_file(out, written)
+    for number, fold in enumerate(drawn):
+        print(f"fold {number}: {len(fold.train)} train, {len(fold.validation)} validation, {len(fold.test)} held out")
+    print(f"{len(set(patients.values()))} patients, split {written.hash}: {out}")
     return 0
 
 
@@ -116,16 +194,16 @@ def predict(
     from medcontext.training.device import choose_device
     from medcontext.training.run import RunFolder
 
-    found = find_scans(scans)
+    progress = Progress()
+    if network is not None:
+        network_spec(network, allow_import=True)
+    predictor = Predictor.load(run, choose_device(device))
+    found = find_scans(scans, predictor.plan.channels)
     if split is not None:
         wanted = getattr(RunFolder(run).read_split(), split)
         found = {name: path for name, path in found.items() if name in wanted}
         if not found:
             raise MedContextError(f"None of these scans is in the {split} part of the run's split.", file=scans)
-    progress = Progress()
-    if network is not None:
-        network_spec(network, allow_import=True)
-    predictor = Predictor.load(run, choose_device(device))
     with progress.task("predicting") as update:
         failed = predict_files(predictor, found, out, update)
     for error in failed.values():

@@ -5,29 +5,33 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from medcontext.cli import commands
+from medcontext.cli import commands, data_commands
 from medcontext.errors import MedContextError
 from medcontext.method.presets import PRESETS, MethodConfig
 from medcontext.training.config import TrainConfig
 from medcontext.version import __version__
 
-COMMANDS = (
-    commands.phantom,
-    commands.check,
-    commands.plan,
-    commands.predict,
-    commands.evaluate,
-    commands.report,
-    commands.demo,
-    commands.networks,
-)
+COMMANDS: dict[str, Callable[..., int]] = {
+    command.__name__: command
+    for command in (
+        commands.phantom,
+        commands.check,
+        commands.plan,
+        commands.split,
+        commands.predict,
+        commands.evaluate,
+        commands.report,
+        commands.demo,
+        commands.networks,
+    )
+}
 
 DESCRIPTION = "Train 3D segmentation networks that learn context (MedContext), from a folder of labelled scans."
 
@@ -63,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(name: str, settings: Namespace) -> int:
     if name == "train":
         return _train(settings)
-    command = next(each for each in COMMANDS if each.__name__ == name)
-    return command(**vars(settings))
+    if name == "data":
+        return data_commands.COMMANDS[settings.subcommand](**vars(settings[settings.subcommand]))
+    return COMMANDS[name](**vars(settings))
 
 
 def _train(settings: Namespace) -> int:
@@ -88,17 +93,24 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(prog="medcontext", description=DESCRIPTION, version=__version__)
     subcommands = parser.add_subcommands(required=False)
-    for command in COMMANDS:
-        summary = (command.__doc__ or "").splitlines()[0]
-        inner = ArgumentParser(description=summary)
-        flags = [name for name, each in signature(command).parameters.items() if each.default is False]
-        inner.add_function_arguments(command, as_positional=True, skip={*flags})
-        for flag in flags:
-            inner.add_argument(f"--{flag}", action="store_true", help=_described(command, flag))
-        subcommands.add_subcommand(command.__name__, inner, help=summary)
+    _add_commands(subcommands, COMMANDS)
+    data = ArgumentParser(description="Data sets by name: Synapse, ACDC, BraTS, the Medical Segmentation Decathlon.")
+    subcommands.add_subcommand("data", data, help="Data sets by name: list, import and fetch them.")
+    _add_commands(data.add_subcommands(), data_commands.COMMANDS)
     summary = "Train a network on a folder of labelled scans; what can be set is listed by 'medcontext train --help'."
     subcommands.add_subcommand("train", _train_parser(given), help=summary)
     return parser
+
+
+def _add_commands(subcommands: Any, commands: Mapping[str, Callable[..., int]]) -> None:
+    for name, command in commands.items():
+        summary = (command.__doc__ or "").splitlines()[0]
+        inner = ArgumentParser(description=summary)
+        flags = [flag for flag, each in signature(command).parameters.items() if each.default is False]
+        inner.add_function_arguments(command, as_positional=True, skip={*flags})
+        for flag in flags:
+            inner.add_argument(f"--{flag}", action="store_true", help=_described(command, flag))
+        subcommands.add_subcommand(name, inner, help=summary)
 
 
 def _described(command: Callable[..., int], parameter: str) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from medcontext.data.check import Finding
+from medcontext.data.findings import Finding
+from medcontext.data.fingerprint import Fingerprint
 from medcontext.data.plan import Plan
+from medcontext.data.recipes.recipe import Recipe
 
 
 def print_table(table: Table) -> None:
@@ -43,11 +45,39 @@ def plan_table(plan: Plan) -> Table:
     """One row per field of the plan."""
     table = Table(title=f"plan for {plan.dataset}", show_header=False)
     values = plan.to_dict()
-    del values["dataset"], values["reasons"]
+    # The labels stand in the fingerprint's table.
+    del values["dataset"], values["reasons"], values["labels"]
     if plan.normalisation.kind == "case":
         values["normalisation"] = "case"
     for name, value in values.items():
         table.add_row(name.replace("_", " "), _plain(value))
+    return table
+
+
+def fingerprint_table(fingerprint: Fingerprint) -> Table:
+    """What is particular to a data set: a row per quantity, then one per structure."""
+    table = Table(title=f"{fingerprint.dataset}: {fingerprint.cases} cases", show_header=False)
+    for name in ("sizes", "spacings"):
+        spread = getattr(fingerprint, name)
+        unit = "voxels" if name == "sizes" else "mm"
+        values = ", ".join(f"{which} {_plain(getattr(spread, which))}" for which in ("least", "median", "most"))
+        table.add_row(f"{name} ({fingerprint.orientation})", f"{values} {unit}")
+    for channel, each in enumerate(fingerprint.foreground):
+        kind = fingerprint.modality[channel] if fingerprint.modality else f"channel {channel}"
+        table.add_row(f"{kind} where labelled", f"{each.low:.4g} to {each.high:.4g}, median {each.median:.4g}")
+    for number, structure in fingerprint.structures.items():
+        share = f"{structure.share:.3%} of the voxels, in {structure.cases} of {fingerprint.cases} cases"
+        table.add_row(f"{number} {structure.name}", share)
+    return table
+
+
+def recipes_table(recipes: Iterable[Recipe]) -> Table:
+    """One row per data set that is known by name."""
+    table = Table(title="data sets known by name")
+    for column in ("name", "what it is", "licence", "'medcontext data fetch'"):
+        table.add_column(column, overflow="fold")
+    for recipe in recipes:
+        table.add_row(recipe.name, recipe.title, recipe.licence, "yes" if recipe.download else "needs a registration")
     return table
 
 

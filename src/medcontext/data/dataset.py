@@ -1,111 +1,157 @@
-"""What is in a data folder: which cases, which channels, which labels. Nothing but names and JSON is read here."""
+"""What is in a data set: which cases, which channels, which labels. Nothing but names and text is read here."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medcontext.data import case_list
+from medcontext.data.case import Case
+from medcontext.data.description import read_description
+from medcontext.data.labels import Labels
 from medcontext.data.scan import ENDINGS, scan_files
+from medcontext.data.split import patients_of
 from medcontext.errors import MedContextError
-from medcontext.files import read_json
 
-LAYOUTS = (("imagesTr", "labelsTr"), ("images", "labels"))
-"""Folders of images and labels: the Medical Segmentation Decathlon's, and the plain one."""
+LAYOUTS = (("imagesTr", "labelsTr", "imagesTs"), ("images", "labels", "imagesTs"))
+"""Folders of images, of labels and of unlabelled test images: the Decathlon's (and nnU-Net's), and the plain one."""
 
-
-@dataclass(frozen=True)
-class Case:
-    """One labelled scan: its name and its two files."""
-
-    name: str
-    image: Path
-    label: Path
+CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
+"""nnU-Net's way of naming one file per channel: ``liver_012_0000``, ``liver_012_0001``."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A folder of labelled scans.
+    """Labelled scans.
 
     Attributes:
-        root: The folder.
-        name: From ``dataset.json``, or the folder's own name.
+        root: The folder, or the case list.
+        name: As declared, or the folder's own name.
         modality: Of each channel as declared (``"CT"``, ``"MRI"``, ...); empty where nothing is declared.
-        labels: Label number to name as declared, without the background; None where nothing is declared.
+        labels: As declared; None where nothing is declared.
         cases: Images that have a label, by name.
-        unlabelled: Image files without a label, by case.
+        unlabelled: Image files among the training images that have no label, by case.
         unpaired: Label files without an image, by case.
+        test: Images that are meant to have no label, by case.
+        protocol: What a publication lays down for this data set.
     """
 
     root: Path
     name: str
     modality: tuple[str, ...]
-    labels: Mapping[int, str] | None
+    labels: Labels | None
     cases: Mapping[str, Case]
-    unlabelled: Mapping[str, Path]
-    unpaired: Mapping[str, Path]
+    unlabelled: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    unpaired: Mapping[str, Path] = field(default_factory=dict)
+    test: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """Case name to patient."""
+        return {name: case.patient for name, case in self.cases.items()}
+
+    @property
+    def strata(self) -> dict[str, str] | None:
+        """Case name to group, such as a diagnosis; None where no case has one."""
+        if not any(case.stratum for case in self.cases.values()):
+            return None
+        return {name: str(case.stratum) for name, case in self.cases.items()}
+
+    def with_patients(self, pattern: str | None) -> Dataset:
+        """The same data set, its patients found in the names of the cases by a regular expression, if one is given.
+
+        Raises:
+            MedContextError: It is none, or a name in which no patient is found.
+        """
+        if pattern is None:
+            return self
+        found = patients_of(self.cases, pattern)
+        cases = {name: dataclasses.replace(case, patient=found[name]) for name, case in self.cases.items()}
+        return dataclasses.replace(self, cases=cases)
 
 
 def open_dataset(root: Path) -> Dataset:
-    """Look at a data folder: ``imagesTr`` and ``labelsTr``, or ``images`` and ``labels``, ``dataset.json`` if there.
+    """Look at a data set.
 
-    A label belongs to the image of the same file name.
+    It is a folder with ``imagesTr`` and ``labelsTr`` (Medical Segmentation Decathlon, nnU-Net v2), or with ``images``
+    and ``labels``, or with a case list ``cases.jsonl`` or ``cases.csv``; or such a list by itself. ``dataset.json``
+    is read if it is there. In folders a label belongs to the image of the same name, or to its channels' files
+    ``NAME_0000``, ``NAME_0001``, ...
 
     Raises:
-        MedContextError: No such folder, an empty one, one of another layout, or a ``dataset.json`` that can't be used.
+        MedContextError: No such folder, an empty one, one of another layout, or a list or a ``dataset.json`` that
+            can't be used.
     """
-    if not root.is_dir():
-        raise MedContextError("There is no such data folder.", file=root, remedy="check the path")
-    for images, labels in LAYOUTS:
-        if (root / images).is_dir() and (root / labels).is_dir():
-            break
-    else:
+    if not root.exists():
+        raise MedContextError("There is no such data set.", file=root, remedy="check the path")
+    folder = root if root.is_dir() else root.parent
+    declared = read_description(folder)
+    listed = root if root.is_file() else case_list.find(root)
+    parts = _from_list(listed) if listed is not None else _from_folders(root)
+    if not any(parts.get(key) for key in ("cases", "unlabelled", "unpaired")):
+        raise MedContextError(
+            "This data set holds no labelled scans.", file=root, expected=f"files ending in {', '.join(ENDINGS)}"
+        )
+    return Dataset(
+        root=root,
+        name=declared.name or folder.resolve().name,
+        modality=declared.modality,
+        labels=declared.labels,
+        protocol=declared.protocol,
+        **parts,
+    )
+
+
+def _from_list(file: Path) -> dict[str, Any]:
+    cases, unlabelled = case_list.read(file)
+    return {"cases": cases, "test": unlabelled}
+
+
+def _from_folders(root: Path) -> dict[str, Any]:
+    found = next((layout for layout in LAYOUTS if all((root / part).is_dir() for part in layout[:2])), None)
+    if found is None:
         raise MedContextError(
             "This folder is not a data set.",
             file=root,
             found=", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing: it is empty",
-            expected="a folder 'imagesTr' beside 'labelsTr', or 'images' beside 'labels'",
+            expected="a folder 'imagesTr' beside 'labelsTr', or 'images' beside 'labels', or a list 'cases.csv'",
             remedy="put the scans in 'images' and their label maps, under the same file names, in 'labels'",
         )
-    image_files, label_files = scan_files(root / images), scan_files(root / labels)
-    if not image_files and not label_files:
-        raise MedContextError(
-            "This data set holds no scans.", file=root / images, expected=f"files ending in {' or '.join(ENDINGS)}"
-        )
-    description = read_json(root / "dataset.json") if (root / "dataset.json").is_file() else {}
-    return Dataset(
-        root=root,
-        name=str(description.get("name", root.resolve().name)),
-        modality=_modality(description),
-        labels=_labels(root / "dataset.json", description),
-        cases={name: Case(name, image_files[name], label_files[name]) for name in image_files if name in label_files},
-        unlabelled={name: path for name, path in image_files.items() if name not in label_files},
-        unpaired={name: path for name, path in label_files.items() if name not in image_files},
-    )
+    images, labels, test = (root / part for part in found)
+    image_files, label_files = scan_files(images), scan_files(labels)
+    test_files = scan_files(test) if test.is_dir() else {}
+    grouped = by_channel(image_files)
+    if grouped is None or not any(name in label_files for name in grouped):
+        grouped, grouped_test = _one_file_each(image_files), _one_file_each(test_files)
+    else:
+        grouped_test = by_channel(test_files) or _one_file_each(test_files)
+    return {
+        "cases": {
+            name: Case(name, files, label_files[name], patient=name)
+            for name, files in grouped.items()
+            if name in label_files
+        },
+        "unlabelled": {name: files for name, files in grouped.items() if name not in label_files},
+        "unpaired": {name: path for name, path in label_files.items() if name not in grouped},
+        "test": grouped_test,
+    }
 
 
-def _modality(description: Mapping[str, Any]) -> tuple[str, ...]:
-    channels = description.get("modality") or description.get("channel_names") or {}
-    return tuple(str(channels[key]) for key in sorted(channels, key=int))
+def by_channel(images: Mapping[str, Path]) -> dict[str, tuple[Path, ...]] | None:
+    """Case name to its files in the order of their channels; None where the files are not named by channel."""
+    grouped: dict[str, tuple[Path, ...]] = {}
+    for name in sorted(images):
+        match = CHANNEL_SUFFIX.fullmatch(name)
+        if match is None:
+            return None
+        grouped[match.group(1)] = (*grouped.get(match.group(1), ()), images[name])
+    return grouped
 
 
-def _labels(file: Path, description: Mapping[str, Any]) -> dict[int, str] | None:
-    """Declared labels without the background, written number-to-name (Decathlon) or name-to-number (nnU-Net)."""
-    declared = description.get("labels")
-    if not declared:
-        return None
-    try:
-        if all(str(key).isdigit() for key in declared):
-            numbers = {int(key): str(name) for key, name in declared.items()}
-        else:
-            numbers = {int(number): str(name) for name, number in declared.items()}
-    except (TypeError, ValueError, AttributeError):
-        raise MedContextError(
-            "The labels declared in dataset.json can't be read.",
-            file=file,
-            found=str(declared)[:200],
-            expected='{"0": "background", "1": "liver", ...}',
-            remedy="give every label one whole number and one name",
-        ) from None
-    return {number: numbers[number] for number in sorted(numbers) if number != 0}
+def _one_file_each(files: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
+    return {name: (path,) for name, path in files.items()}

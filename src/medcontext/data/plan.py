@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from medcontext.data.check import CaseFacts, CheckReport
+from medcontext.data.check import CheckReport
+from medcontext.data.description import FILE
+from medcontext.data.fingerprint import (
+    ANISOTROPIC,
+    Fingerprint,
+    Grids,
+    as_triple,
+    foreground_values,
+    take_fingerprint,
+    take_grids,
+    usable_facts,
+)
+from medcontext.data.labels import Labels
+from medcontext.data.patch_size import (
+    PATCHES,
+    Budget,
+    Device,
+    Scale,
+    Size,
+    Spacing,
+    budget_for,
+    choose_batch,
+    choose_patch,
+)
+from medcontext.data.plan_form import require_form
 from medcontext.errors import MedContextError
-
-Size = tuple[int, int, int]
-Spacing = tuple[float, float, float]
-Device = Literal["cpu", "gpu"]
-
-PATCH_VOXELS: Mapping[Device, int] = {"cpu": 48**3, "gpu": 128**3}
-"""The most voxels of a patch. On 2 CPU cores this keeps a training step of the small U-Net below a second."""
 
 STEPS: Mapping[Device, int] = {"cpu": 1_500, "gpu": 25_000}
 """Training steps by default: about a quarter of an hour on 2 CPU cores, the better part of a day on a GPU."""
 
-BATCH_SIZE = 2
-"""Patches per step."""
+VERY_ANISOTROPIC = 3.0
+"""Slices this many times thicker than the plane's voxels, and as many times fewer, are resampled to nearly the thinnest
+of the data set: at the median, those of the finest scans would lose what they show. nnU-Net's rule (Isensee et al.
+2021)."""
 
-ANISOTROPIC = 2.0
-"""Slices this many times thicker than the plane's voxels decide which axis is the slice axis."""
+THIN = 10
+"""Percentile of the slice spacings that stands for the thinnest."""
+
+SIDED = re.compile(r"(?<![a-z])(left|right|links?e?r?|rechte?r?s?|gauche|droite?|l|r|lh|rh)(?![a-z])", re.IGNORECASE)
+"""A side in a label's name."""
+
+UNNAMED = re.compile(r"(label|structure|class|region|organ)?[ _-]*\d+", re.IGNORECASE)
+"""A name that says no more than a number does."""
 
 
 @dataclass(frozen=True)
@@ -57,59 +84,73 @@ class Plan:
     Attributes:
         dataset: Its name.
         channels: Number of image channels.
-        labels: Label number to name; class k of the network is the k-th of them, class 0 the background.
+        labels: What is segmented, and which label number is which class of the network.
         orientation: Anatomical direction of the array axes (D, H, W), slice axis first, such as ``"SAR"``.
         spacing: Voxel size (D, H, W) in mm that every case is resampled to.
         normalisation: Of the intensities.
         patch: Size (D, H, W) in voxels that the network is trained and applied on.
         batch_size: Patches per training step.
         steps: Training steps.
+        scale: Size of the network.
         reasons: Why, in words.
     """
 
     dataset: str
     channels: int
-    labels: Mapping[int, str]
+    labels: Labels
     orientation: str
     spacing: Spacing
     normalisation: Normalisation
     patch: Size
     batch_size: int
     steps: int
+    scale: Scale = "small"
     reasons: tuple[str, ...] = field(default=(), compare=False)
-
-    @property
-    def classes(self) -> int:
-        """Number of the network's outputs, background included."""
-        return len(self.labels) + 1
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return asdict(self) | {"labels": {str(number): name for number, name in self.labels.items()}}
+        return asdict(self) | {"labels": self.labels.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """From what :meth:`to_dict` gave, also after a way through JSON."""
-        numbers = {int(number): str(name) for number, name in values["labels"].items()}
-        tuples = {key: tuple(values[key]) for key in ("spacing", "patch", "reasons")}
-        return cls(**{**values, **tuples, "labels": numbers, "normalisation": Normalisation(**values["normalisation"])})
+    def from_dict(cls, values: Any, file: Path | None = None) -> Plan:
+        """From what :meth:`to_dict` gave, also after a way through JSON and an editor.
+
+        Args:
+            values: As they were read.
+            file: Where they were read, for the error.
+
+        Raises:
+            MedContextError: A key is unknown or missing, or its value is of the wrong type or impossible.
+        """
+        require_form(values, file)
+        d, h, w = (float(length) for length in values["spacing"])
+        made = {
+            "labels": Labels.from_dict(values["labels"]),
+            "normalisation": Normalisation(**values["normalisation"]),
+            "spacing": (d, h, w),
+            "patch": tuple(values["patch"]),
+            "reasons": tuple(values.get("reasons", ())),
+        }
+        return cls(**{**values, **made})
 
 
 def make_plan(
     report: CheckReport,
     *,
     device: Device = "cpu",
+    memory_gib: float | None = None,
     patch_multiple: int | None = None,
     patch: Size | None = None,
     spacing: Spacing | None = None,
     batch_size: int | None = None,
     steps: int | None = None,
 ) -> Plan:
-    """Plan a checked data set.
+    """Plan a checked data set. What is asked for goes before the data set's protocol, and that before the rules.
 
     Args:
         report: What :func:`medcontext.data.check.check_dataset` found.
         device: What the training will run on, which bounds the patch.
+        memory_gib: All of its memory, for a GPU; None: not known, and taken to be enough.
         patch_multiple: Every axis of the patch becomes a multiple of this, for networks that need it.
         patch: Take this patch (D, H, W) in voxels.
         spacing: Take this spacing (D, H, W) in mm.
@@ -117,125 +158,134 @@ def make_plan(
         steps: Take so many steps.
 
     Raises:
-        MedContextError: No case is whole, or nothing is labelled.
+        MedContextError: No case is whole, nothing is labelled, or the protocol can't be used.
     """
-    if not report.facts:
-        raise MedContextError(
-            "No case of this data set can be used.", file=report.dataset.root, remedy="run 'medcontext check' on it"
-        )
-    if not report.labels:
-        raise MedContextError(
-            "Nothing is labelled in this data set.",
-            file=report.dataset.root,
-            found="label maps of background only",
-            remedy="label at least one structure",
-        )
-    facts = list(report.facts.values())
-    orientation, why_orientation = _orientation(facts)
-    sizes, spacings = _in_plan_axes(facts, orientation)
-    target = spacing or _as_spacing(np.median(spacings, axis=0))
-    median = np.median(sizes * spacings / np.array(target), axis=0)
-    normalisation, why_normalisation = _normalisation(report, facts)
-    chosen = patch or _patch(median, target, PATCH_VOXELS[device], patch_multiple)
+    fingerprint, grids = take_fingerprint(report), take_grids(usable_facts(report))
+    budget = budget_for(device, memory_gib)
+    target, why_spacing = _spacing(report, grids, spacing)
+    normalisation, why_normalisation = _normalisation(report, fingerprint)
+    sizes = grids.sizes * grids.spacings / np.array(target)
+    median = np.median(sizes, axis=0)
+    chosen = patch or choose_patch(median, target, budget, patch_multiple)
+    batch = batch_size or choose_batch(chosen, PATCHES * budget.voxels, float(sizes.prod(axis=1).sum()))
+    thick = "its slices are thick" if grids.thick else "as in axial scans"
     return Plan(
-        dataset=report.dataset.name,
-        channels=facts[0].channels,
+        dataset=fingerprint.dataset,
+        channels=fingerprint.channels,
         labels=report.labels,
-        orientation=orientation,
+        orientation=grids.orientation,
         spacing=target,
         normalisation=normalisation,
         patch=chosen,
-        batch_size=batch_size or BATCH_SIZE,
+        batch_size=batch,
         steps=steps or STEPS[device],
+        scale=budget.scale,
         reasons=(
-            why_orientation,
-            f"spacing {_listed(target)} mm: " + ("as asked for" if spacing else f"the median of {len(facts)} cases"),
+            f"axes {grids.orientation}: slice axis '{grids.orientation[0]}' first, {thick}",
+            f"spacing {listed(target)} mm: {why_spacing}",
             why_normalisation,
-            f"patch {_listed(chosen)}: " + ("as asked for" if patch else _why_patch(median, device, patch_multiple)),
-            f"{steps or STEPS[device]} steps of {batch_size or BATCH_SIZE} patches: "
-            + ("as asked for" if steps or batch_size else f"the default on a {device}"),
+            f"patch {listed(chosen)}: "
+            + ("as asked for" if patch else _why_patch(chosen, median, budget, patch_multiple)),
+            f"{batch} patches per step: " + ("as asked for" if batch_size else _why_batch(batch)),
+            f"{steps or STEPS[device]} steps: " + ("as asked for" if steps else f"the default on a {device}"),
+            f"network {budget.scale}: what a {budget.device} takes",
+            _augmentation(target, grids.orientation, report.labels),
+            _rare(fingerprint),
         ),
     )
 
 
-def _orientation(facts: list[CaseFacts]) -> tuple[str, str]:
-    """RAS+ axes with the slice axis first: the coarsest where slices are thick, else superior, as in axial scans."""
-    by_direction = np.array([_by_direction(case.orientation, case.spacing) for case in facts])
-    right, anterior, superior = np.median(by_direction, axis=0)
-    sizes = {"R": right, "A": anterior, "S": superior}
-    coarsest = max(sizes, key=lambda letter: sizes[letter])
-    others = sorted(sizes[letter] for letter in sizes if letter != coarsest)
-    thick = sizes[coarsest] >= ANISOTROPIC * others[-1]
-    first = coarsest if thick else "S"
-    orientation = first + "".join(letter for letter in "SAR" if letter != first)
-    why = "its slices are thick" if thick else "as in axial scans"
-    return orientation, f"axes {orientation}: slice axis '{first}' first, {why}"
+def listed(values: Any) -> str:
+    """Numbers as sizes are written."""
+    return " x ".join(f"{value:g}" for value in values)
 
 
-def _by_direction(orientation: str, values: tuple[float, ...]) -> list[float]:
-    """Values along a file's axes, reordered to right, anterior, superior."""
-    pairs = ("RL", "AP", "SI")
-    return [values[next(axis for axis, letter in enumerate(orientation) if letter in pair)] for pair in pairs]
+def _spacing(report: CheckReport, grids: Grids, asked: Spacing | None) -> tuple[Spacing, str]:
+    """The median; along very thick slices nearly the thinnest, though never finer than the plane."""
+    if asked:
+        return asked, "as asked for"
+    laid_down = _protocol(report, "spacing", 3)
+    if laid_down:
+        d, h, w = laid_down
+        return (d, h, w), f"as the protocol of {report.dataset.name} lays down"
+    d, h, w = as_triple(np.median(grids.spacings, axis=0))
+    count, *plane = np.median(grids.sizes, axis=0)
+    thin, _, _ = as_triple(np.percentile(grids.spacings, THIN, axis=0))
+    if thin == d or d <= VERY_ANISOTROPIC * max(h, w) or count * VERY_ANISOTROPIC >= min(plane):
+        return (d, h, w), f"the median of {len(grids.sizes)} cases"
+    return (
+        (max(thin, h, w), h, w),
+        f"the median of {len(grids.sizes)} cases; across the thick slices their {THIN}th percentile instead of "
+        f"{d:g}, so that thinner ones lose little",
+    )
 
 
-def _in_plan_axes(facts: list[CaseFacts], orientation: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Sizes in voxels and spacings in mm of all cases, ``(n, 3)`` each, along the plan's axes."""
-    order = ["RAS".index(letter) for letter in orientation]
-    sizes = np.array([_by_direction(case.orientation, case.shape) for case in facts])[:, order]
-    spacings = np.array([_by_direction(case.orientation, case.spacing) for case in facts])[:, order]
-    return sizes, spacings
+def _normalisation(report: CheckReport, fingerprint: Fingerprint) -> tuple[Normalisation, str]:
+    modality = fingerprint.modality
+    if not modality or any(kind.strip().upper() != "CT" for kind in modality):
+        kind = ", ".join(dict.fromkeys(modality)) or "modality not declared; declare CT in dataset.json if it is"
+        return Normalisation("case"), f"normalisation case: intensities have no common scale ({kind})"
+    values = foreground_values(list(report.facts.values()))
+    laid_down = _protocol(report, "clip", 2)
+    low, high = laid_down or (float(value) for value in np.percentile(values, (0.5, 99.5)))
+    clipped = np.clip(values, low, high)
+    source = f"as the protocol of {report.dataset.name} lays down" if laid_down else "99 % of the labelled voxels"
+    return (
+        Normalisation("ct", low, high, float(clipped.mean()), max(float(clipped.std()), 1e-6)),
+        f"normalisation ct: Hounsfield units mean the same in every case; clipped to {low:.0f}..{high:.0f}, {source}",
+    )
 
 
-def _normalisation(report: CheckReport, facts: list[CaseFacts]) -> tuple[Normalisation, str]:
-    modality = report.dataset.modality
-    if len(modality) == 1 and modality[0].strip().upper() == "CT":
-        values = np.concatenate([case.foreground for case in facts])
-        low, high = (float(value) for value in np.percentile(values, (0.5, 99.5)))
-        clipped = np.clip(values, low, high)
-        return (
-            Normalisation("ct", low, high, float(clipped.mean()), max(float(clipped.std()), 1e-6)),
-            f"normalisation ct: Hounsfield units mean the same in every case; clipped to {low:.0f}..{high:.0f}",
+def _protocol(report: CheckReport, key: str, count: int) -> tuple[float, ...] | None:
+    """Numbers that the data set's own description lays down."""
+    found = report.dataset.protocol.get(key)
+    if found is None:
+        return None
+    expected = "three sizes (D, H, W) in mm, above 0" if key == "spacing" else "two numbers, the lower first"
+    numbers = isinstance(found, Sequence) and len(found) == count and all(type(each) in (int, float) for each in found)
+    possible = numbers and (min(found) > 0 if key == "spacing" else found[0] < found[-1]) and math.isfinite(sum(found))
+    if not possible:
+        raise MedContextError(
+            "The protocol of this data set can't be used.",
+            file=report.dataset.root / FILE if report.dataset.root.is_dir() else report.dataset.root.parent / FILE,
+            found=f"protocol: {key} = {found}",
+            expected=expected,
+            remedy=f"correct {key} there, or remove it",
         )
-    kind = ", ".join(modality) or "modality not declared"
-    return Normalisation("case"), f"normalisation case: intensities have no common scale ({kind})"
+    return tuple(float(each) for each in found)
 
 
-def _patch(median: np.ndarray[Any, Any], spacing: Spacing, most: int, multiple: int | None) -> Size:
-    """The median case, cut along its longest sides in mm until no more than ``most`` voxels are left."""
-    size = [_round_up(count, multiple) for count in median]
-    while math.prod(size) > most:
-        steps = [multiple or _multiple_for(count) for count in size]
-        longest = max(
-            (axis for axis in range(3) if size[axis] > steps[axis]),
-            key=lambda axis: size[axis] * spacing[axis],
-            default=None,
-        )
-        if longest is None:
-            break
-        size[longest] -= steps[longest]
-    d, h, w = size
-    return d, h, w
-
-
-def _why_patch(median: np.ndarray[Any, Any], device: Device, multiple: int | None) -> str:
-    text = f"the median case is {_listed(np.round(median))} voxels, and a {device} takes up to {PATCH_VOXELS[device]}"
+def _why_patch(patch: Size, median: Any, budget: Budget, multiple: int | None) -> str:
+    text = f"the median case is {listed(np.round(median))}"
+    if math.prod(patch) < math.prod(np.round(median)):
+        text += f", cut along its longest sides in mm to the {budget.voxels:,} voxels that a {budget.device} takes"
+    else:
+        text += f", and a {budget.device} takes it whole"
     return text + (f"; multiples of {multiple} for the network" if multiple else "")
 
 
-def _round_up(count: float, multiple: int | None) -> int:
-    step = multiple or _multiple_for(count)
-    return max(step, math.ceil(round(count, 3) / step) * step)
+def _why_batch(batch: int) -> str:
+    return "the least" if batch == PATCHES else "small ones; as many as a step takes, at most 5 % of the data"
 
 
-def _multiple_for(count: float) -> int:
-    """Long axes can be halved three times by a U-Net, short ones (few thick slices) less often."""
-    return 8 if count >= 24 else 4 if count >= 12 else 2
+def _augmentation(spacing: Spacing, orientation: str, labels: Labels) -> str:
+    """What will be varied, and why nothing is mirrored: where no label names a side, it is for the user to know."""
+    within = "within the slices alone, which are thick" if spacing[0] >= ANISOTROPIC * max(spacing[1:]) else "in 3D"
+    names = [name for name, _ in labels.structures.values()]
+    sided = next((name for name in names if SIDED.search(name)), None)
+    if sided:
+        why = f"'{sided}' is on one side of the body"
+    elif any(UNNAMED.fullmatch(name) for name in names):
+        why = "the labels have no names that would say whether they are sides"
+    else:
+        why = f"a body is not its mirror image; where it nearly is, try augment.mirror_axes [{orientation.index('R')}]"
+    return f"augmentation {within}, without mirroring: {why}"
 
 
-def _as_spacing(values: np.ndarray[Any, Any]) -> Spacing:
-    d, h, w = (round(float(value), 4) for value in values)
-    return d, h, w
-
-
-def _listed(values: Any) -> str:
-    return " x ".join(f"{value:g}" for value in values)
+def _rare(fingerprint: Fingerprint) -> str:
+    rarest, absent = fingerprint.rarest, [each.name for each in fingerprint.structures.values() if not each.cases]
+    text = (
+        f"rarest structure: {rarest.name}, {100 * rarest.share:.2g} % of the voxels, in {rarest.cases} of "
+        f"{fingerprint.cases} cases; patches are drawn around every structure equally often"
+    )
+    return text + (f"; in no case at all: {', '.join(absent)}" if absent else "")

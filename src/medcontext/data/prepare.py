@@ -1,7 +1,12 @@
-"""A case as the network sees it: turned, resampled and normalised as the plan says."""
+"""A case as the network sees it: turned, resampled, normalised and cut as the plan says; on disk and back."""
 
 from __future__ import annotations
 
+import io
+import itertools
+import math
+import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,34 +25,71 @@ from medcontext.data.geometry import (
 )
 from medcontext.data.plan import Normalisation, Plan
 from medcontext.data.scan import LabelMap, Scan
+from medcontext.data.stored import StoredArray, damaged, packed
 from medcontext.errors import MedContextError
 
-
-@dataclass(frozen=True)
-class Prepared:
-    """A case in the plan's grid.
-
-    Attributes:
-        image: ``(C, D, H, W)`` float32, normalised.
-        label: ``(D, H, W)`` class indices, uint8 or int16; None for a scan to predict.
-        places: For each class but the background, ``(n, 3)`` int32 voxel indices, at most :data:`KEPT_PLACES` each.
-    """
-
-    image: npt.NDArray[np.float32]
-    label: npt.NDArray[np.integer[Any]] | None
-    places: tuple[npt.NDArray[np.int32], ...]
-
+Box = tuple[slice, slice, slice]
 
 KEPT_PLACES = 5_000
 """Voxels of each class that patches may be centred on: enough to cover it, few enough to load at once."""
 
+PERCENTILE_VOXELS = 1_000_000
+"""Voxels of each channel that its percentiles are taken from, or a few more; of smaller scans, all of them."""
+
+HALF_LIMIT = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A labelled case in the plan's grid, without the empty border of the scan.
+
+    The arrays of a case that was read from the cache stay on disk and are read where they are sliced.
+
+    Attributes:
+        image: ``(C, D, H, W)``, normalised; float32 as prepared, float16 in the cache.
+        label: ``(D, H, W)`` class indices, uint8 or int16, -1 where ignored.
+        places: For each class but the background, ``(n, 3)`` int32 voxel indices, at most :data:`KEPT_PLACES` each.
+    """
+
+    image: npt.NDArray[np.floating[Any]] | StoredArray
+    label: npt.NDArray[np.integer[Any]] | StoredArray
+    places: tuple[npt.NDArray[np.int32], ...]
+
 
 def prepare_image(scan: Scan, plan: Plan) -> npt.NDArray[np.float32]:
-    """``(C, D, H, W)`` in the plan's grid, normalised.
+    """The whole scan, ``(C, D, H, W)``, in the plan's grid, normalised.
 
     Raises:
         MedContextError: The scan has other channels than the plan, or values that are not finite.
     """
+    return _prepare_image(scan, plan)[0]
+
+
+def prepare_case(scan: Scan, labels: LabelMap, plan: Plan) -> Prepared:
+    """A labelled case in the plan's grid, with places of every class for sampling.
+
+    The image is that of :func:`prepare_image`, cut to the smallest box around all that isn't empty and all labels.
+
+    Raises:
+        MedContextError: As :func:`prepare_image`.
+    """
+    image, filled = _prepare_image(scan, plan)
+    indices = np.ascontiguousarray(reorient(plan.labels.to_indices(labels.array), scan.affine, plan.orientation))
+    label = resample_labels(indices, planned_size(scan, plan))
+    labelled = _box_around(label != 0)
+    box = filled if labelled is None else _union(filled, labelled)
+    label = np.ascontiguousarray(label[box])
+    return Prepared(np.ascontiguousarray(image[:, *box]), label, _places(label, plan.labels.classes))
+
+
+def planned_size(scan: Scan, plan: Plan) -> Size:
+    """Size of the scan in the plan's grid."""
+    d, h, w = reorient(scan.array, scan.affine, plan.orientation).shape[1:]
+    return resampled_size((d, h, w), reoriented_spacing(scan.affine, plan.orientation), plan.spacing)
+
+
+def _prepare_image(scan: Scan, plan: Plan) -> tuple[npt.NDArray[np.float32], Box]:
+    """The whole image, and the box around what isn't empty. Labels have no say in either: a new scan has none."""
     if len(scan.array) != plan.channels:
         raise MedContextError(
             "The image has the wrong number of channels.",
@@ -59,58 +101,110 @@ def prepare_image(scan: Scan, plan: Plan) -> npt.NDArray[np.float32]:
         raise MedContextError("The image holds values that are not finite.", file=scan.path, remedy="export it again")
     turned = np.ascontiguousarray(reorient(scan.array, scan.affine, plan.orientation))
     image = resample_image(torch.from_numpy(turned), planned_size(scan, plan)).numpy()
-    return _normalise(image, plan.normalisation)
+    how = plan.normalisation
+    # Air in CT is below the lowest value that is told apart; MRI is 0 where nothing was measured or all was removed.
+    filled: npt.NDArray[np.bool_] = np.any(image > how.low if how.kind == "ct" else image != 0, axis=0)
+    d, h, w = filled.shape
+    box = _box_around(filled) or (slice(0, d), slice(0, h), slice(0, w))
+    return _normalise(image, how, box), box
 
 
-def prepare_case(scan: Scan, labels: LabelMap, plan: Plan) -> Prepared:
-    """A labelled case in the plan's grid, with places of every class for sampling."""
-    values = np.array(list(plan.labels))
-    turned = reorient(labels.array, scan.affine, plan.orientation)
-    kind = np.uint8 if plan.classes <= 256 else np.int16
-    indices = np.zeros(turned.shape, dtype=kind)
-    for index, value in enumerate(values, start=1):
-        indices[turned == value] = index
-    resampled = resample_labels(torch.from_numpy(indices), planned_size(scan, plan), plan.classes)
-    label: npt.NDArray[np.integer[Any]] = resampled.numpy().astype(kind)
-    return Prepared(prepare_image(scan, plan), label, _places(label, plan.classes))
+def _box_around(mask: npt.NDArray[np.bool_]) -> Box | None:
+    from scipy.ndimage import find_objects
+
+    boxes: list[Box] = find_objects(mask.view(np.uint8))
+    return boxes[0] if boxes else None
 
 
-def planned_size(scan: Scan, plan: Plan) -> Size:
-    """Size of the scan in the plan's grid."""
-    d, h, w = reorient(scan.array, scan.affine, plan.orientation).shape[1:]
-    return resampled_size((d, h, w), reoriented_spacing(scan.affine, plan.orientation), plan.spacing)
+def _union(first: Box, second: Box) -> Box:
+    d, h, w = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
+    return d, h, w
 
 
-def _normalise(image: npt.NDArray[np.float32], how: Normalisation) -> npt.NDArray[np.float32]:
+def _normalise(image: npt.NDArray[np.float32], how: Normalisation, box: Box) -> npt.NDArray[np.float32]:
+    """The whole image; what a case is normalised by, where that is its own, is taken from the box."""
     if how.kind == "ct":
-        return ((np.clip(image, how.low, how.high) - how.mean) / how.std).astype(np.float32)
+        return _scale(image, how.low, how.high, how.mean, how.std)
     normalised = np.empty_like(image)
     for channel, values in enumerate(image):
-        clipped = np.clip(values, *np.percentile(values, (0.5, 99.5)))
-        normalised[channel] = (clipped - clipped.mean()) / max(float(clipped.std()), 1e-6 * (1 + abs(clipped.mean())))
+        inside = np.ascontiguousarray(values[box])
+        low, high = (float(value) for value in np.percentile(_sample(inside), (0.5, 99.5)))
+        inside = np.clip(inside, low, high)
+        mean = float(inside.mean())
+        normalised[channel] = _scale(values, low, high, mean, max(float(inside.std()), 1e-6 * (1 + abs(mean))))
     return normalised
 
 
+def _scale(
+    values: npt.NDArray[np.float32], low: float, high: float, mean: float, std: float
+) -> npt.NDArray[np.float32]:
+    scaled: npt.NDArray[np.float32] = np.clip(values, low, high)
+    scaled -= mean
+    scaled /= std
+    return scaled
+
+
+def _sample(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Voxels of a large scan at one distance. It shares no factor with the length of any axis, so that all rows,
+    columns and slices are met alike."""
+    distance = max(1, values.size // PERCENTILE_VOXELS)
+    while math.gcd(distance, values.size) > 1:
+        distance -= 1
+    return values.reshape(-1)[::distance]
+
+
 def _places(label: npt.NDArray[np.integer[Any]], classes: int) -> tuple[npt.NDArray[np.int32], ...]:
-    found = []
-    for k in range(1, classes):
-        places = np.argwhere(label == k).astype(np.int32)
-        found.append(places[:: -(-len(places) // KEPT_PLACES) or 1])
-    return tuple(found)
+    """All voxels of small classes; of large ones a draw, since voxels at one distance would lie on few lines."""
+    rng = np.random.default_rng(0)
+    flat = label.reshape(-1)
+    labelled = np.flatnonzero(flat > 0)
+    indices = flat[labelled]
+    by_class = labelled[np.argsort(indices, kind="stable")]
+    ends = np.cumsum(np.bincount(indices, minlength=classes))
+    places = []
+    for start, end in itertools.pairwise(ends):
+        own = by_class[start:end]
+        if len(own) > KEPT_PLACES:
+            own = np.sort(rng.choice(own, KEPT_PLACES, replace=False))
+        places.append(np.stack(np.unravel_index(own, label.shape), axis=1).astype(np.int32))
+    return tuple(places)
+
+
+IMAGE, LABEL, PLACES = "image.b2nd", "label.b2nd", "places.npz"
 
 
 def read_prepared(folder: Path) -> Prepared:
-    """Open a case that :func:`write_prepared` wrote; its arrays stay on disk and are read where they are touched."""
-    image, label = (np.load(folder / f"{part}.npy", mmap_mode="r") for part in ("image", "label"))
-    with np.load(folder / "places.npz") as stored:
-        return Prepared(image, label, tuple(stored[name] for name in sorted(stored, key=int)))
+    """Open a case that :func:`write_prepared` wrote.
+
+    Raises:
+        MedContextError: A file is missing, cut short or something else.
+    """
+    image, label = StoredArray(folder / IMAGE), StoredArray(folder / LABEL)
+    try:
+        with (folder / PLACES).open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            places = np.split(kept["places"].astype(np.int32), np.cumsum(kept["counts"])[:-1])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise damaged(folder / PLACES, error) from error
+    return Prepared(image, label, tuple(places))
 
 
 def write_prepared(folder: Path, case: Prepared) -> None:
-    """Store a case as memory-mappable arrays in a new folder."""
-    assert case.label is not None
+    """Store a case in a new folder; once this returns, it is on the disk, whatever happens to the power."""
     folder.mkdir(parents=True)
-    np.save(folder / "image.npy", case.image)
-    np.save(folder / "label.npy", case.label)
-    named: dict[str, Any] = {str(k): places for k, places in enumerate(case.places)}
-    np.savez(folder / "places.npz", **named)
+    # Normalised values come nowhere near the limit; a plan edited by hand shall not make infinities of them.
+    half = np.clip(np.asarray(case.image), -HALF_LIMIT, HALF_LIMIT).astype(np.float16)
+    places = io.BytesIO()
+    np.savez(
+        places,
+        places=np.concatenate([*case.places, np.zeros((0, 3))]).astype(np.min_scalar_type(max(half.shape))),
+        counts=[len(own) for own in case.places],
+    )
+    for name, content in (
+        (IMAGE, packed(half)),
+        (LABEL, packed(np.asarray(case.label))),
+        (PLACES, places.getvalue()),
+    ):
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())

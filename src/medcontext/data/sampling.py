@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -10,19 +12,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
-from medcontext.data.augment import reach, spatial_matrix, vary_intensity, warp
 from medcontext.data.augment_config import AugmentConfig
+from medcontext.data.intensity import vary_intensity
 from medcontext.data.plan import Plan
 from medcontext.data.prepare import Prepared, read_prepared
+from medcontext.data.spatial import draw_deformation, has_thick_slices, reach, warp
 
 FOREGROUND_SHARE = 0.5
-"""Share of the patches that are centred on a labelled voxel, of a class drawn first so that rare ones are seen."""
+"""Share of the patches that are centred near a labelled voxel, of a class drawn first so that rare ones are seen.
+nnU-Net asks for a third, which in its batches of two is one patch of the two."""
+
+OPEN_CASES = 64
+"""Cases that a process holds at most: the places of their classes, up to a megabyte each. Their voxels stay on disk."""
 
 
 class Batch(TypedDict):
-    """``image`` ``(B, C, D, H, W)`` float32, ``label`` ``(B, D, H, W)`` int64, names of the ``cases``."""
+    """``image`` ``(B, C, D, H, W)`` float32, ``label`` ``(B, D, H, W)`` class indices, names of the ``cases``.
+
+    The indices are of the type that they are stored in, uint8 or int16, so that workers hand over little.
+    """
 
     image: Tensor
     label: Tensor
@@ -32,7 +42,7 @@ class Batch(TypedDict):
 class PatchBatches(Dataset[Batch]):
     """Item ``t`` is the batch of step ``t``, drawn from ``(seed, t)`` alone.
 
-    Every case is seen once before any is seen twice.
+    Every case is seen once before any is seen twice. What is held in memory does not grow with the number of cases.
 
     Args:
         folders: Case name to its folder in the cache.
@@ -49,7 +59,6 @@ class PatchBatches(Dataset[Batch]):
         self._augment = augment
         self._seed = seed
         self._steps = steps
-        self._open: dict[str, Prepared] = {}
 
     def __len__(self) -> int:
         return self._steps
@@ -60,8 +69,10 @@ class PatchBatches(Dataset[Batch]):
         rng = np.random.default_rng([self._seed, step])
         size = self._plan.batch_size
         cases = [self._case_of(step * size + place) for place in range(size)]
-        images, labels = zip(*(self._patch(name, rng) for name in cases), strict=True)
-        return {"image": torch.stack(images), "label": torch.stack(labels), "cases": cases}
+        with _one_thread():
+            images, labels = zip(*(self._patch(name, rng) for name in cases), strict=True)
+            # In a worker this writes the images straight into the memory that they are handed over in.
+            return {"image": default_collate([*images]), "label": default_collate([*labels]), "cases": cases}
 
     def _case_of(self, sample: int) -> str:
         epoch, place = divmod(sample, len(self._names))
@@ -70,31 +81,50 @@ class PatchBatches(Dataset[Batch]):
         return self._names[int(order[place])]
 
     def _patch(self, name: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        if name not in self._open:
-            self._open[name] = read_prepared(self._folders[name])
-        case = self._open[name]
-        assert case.label is not None
-        patch = self._plan.patch
-        matrix = spatial_matrix(self._augment, self._plan.spacing, rng)
+        case = _open(self._folders[name])
+        plan, patch = self._plan, self._plan.patch
+        deformation = draw_deformation(self._augment, plan.spacing, patch, rng)
         start = _draw_start(case, patch, rng)
-        box = reach(matrix, patch)
+        box = reach(deformation, patch)
         # The box shares the patch's centre; where their sizes differ by an odd number it is half a voxel off.
         corner = [first + (inner - outer) // 2 for first, inner, outer in zip(start, patch, box, strict=True)]
-        image = torch.from_numpy(cut(case.image, corner, box, self._plan.normalisation.outside))
+        image = torch.from_numpy(cut(case.image, corner, box, plan.normalisation.outside)).float()
         label = torch.from_numpy(cut(case.label, corner, box, 0))
-        if not torch.equal(matrix, torch.eye(3, dtype=matrix.dtype)):
-            image, label = warp(image, label, matrix, patch)
-        return vary_intensity(image, self._augment, rng), label.long()
+        image, label = warp(image, label, deformation, patch)
+        vary_intensity(image, self._augment, has_thick_slices(plan.spacing), rng)
+        return image, label
 
 
-def cut(array: npt.NDArray[Any], start: Sequence[int], size: Sequence[int], outside: float) -> npt.NDArray[Any]:
-    """Box out of the last three axes; ``outside`` where it reaches beyond the array."""
-    lead = array.shape[:-3]
-    box = np.full((*lead, *size), outside, dtype=array.dtype)
+@lru_cache(maxsize=OPEN_CASES)
+def _open(folder: Path) -> Prepared:
+    return read_prepared(folder)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums over several threads round differently: with one, a patch is the same in a worker and without workers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cut(array: Any, start: Sequence[int], size: Sequence[int], outside: float) -> npt.NDArray[Any]:
+    """Box out of the last three axes, as a copy; ``outside`` where it reaches beyond the array.
+
+    Args:
+        array: Anything with ``shape`` and ``dtype`` that is read by slicing, which happens once.
+        start: First voxel; may lie outside.
+        size: Of the box.
+        outside: Value of what isn't in the array.
+    """
     inside = [
         (max(first, 0), min(first + length, extent))
         for first, length, extent in zip(start, size, array.shape[-3:], strict=True)
     ]
+    box = np.full((*array.shape[:-3], *size), outside, dtype=array.dtype)
     if all(low < high for low, high in inside):
         source = [slice(low, high) for low, high in inside]
         target = [slice(low - first, high - first) for (low, high), first in zip(inside, start, strict=True)]

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from medcontext.data.dicom import read_series, slice_files
+from medcontext.data.formats import Volume, read_metaimage, read_nifti, read_nrrd, write_by_itk, write_nifti
 from medcontext.errors import MedContextError
 from medcontext.files import replacing
 
-ENDINGS = (".nii.gz", ".nii")
-"""File endings that can be read and written."""
+READERS = {
+    ".nii.gz": read_nifti,
+    ".nii": read_nifti,
+    ".nrrd": read_nrrd,
+    ".nhdr": read_nrrd,
+    ".mha": read_metaimage,
+    ".mhd": read_metaimage,
+}
+
+ENDINGS = tuple(READERS)
+"""File endings that can be read; beside them, a folder of DICOM slices is a scan."""
+
+WRITTEN = (".nii.gz", ".nii", ".nrrd", ".mha")
+"""File endings of label maps that can be written."""
+
+AFFINE_TOLERANCE = 0.02
+"""Grids that belong together may lie this share of a voxel apart, which header rounding explains; more is an error."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +39,10 @@ class Scan:
     """A scan in its native grid.
 
     Attributes:
-        path: Where it was read from.
-        array: ``(C, X, Y, Z)`` float32 intensities, in the file's own axis order.
+        path: Where it was read from: a file (the first, where every channel has one) or a folder of DICOM slices.
+        array: ``(C, X, Y, Z)`` float32 intensities, in the file's own axis order; of DICOM in rescaled units.
         affine: ``(4, 4)`` float64, voxel index to millimetres in RAS+ world space.
-        header: The NIfTI header, kept so that a prediction is written with the same geometry and units.
+        header: The NIfTI header, kept so that a prediction is written with the same geometry and units; else None.
     """
 
     path: Path
@@ -45,17 +62,20 @@ class LabelMap:
 
 
 def case_name(path: Path) -> str:
-    """The file's name without its ending: ``scan_01.nii.gz`` is case ``scan_01``."""
-    for ending in ENDINGS:
-        if path.name.endswith(ending):
-            return path.name.removesuffix(ending)
-    raise MedContextError(
-        "This file is not of a kind that can be read.", file=path, expected=f"a name ending in {' or '.join(ENDINGS)}"
-    )
+    """The file's name without its ending, or the name of a folder of slices: ``scan_01.nii.gz`` is case ``scan_01``."""
+    if path.is_dir():
+        return path.name
+    return path.name.removesuffix(_ending(path))
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a path is a folder with DICOM slices directly in it."""
+    return folder.is_dir() and next(slice_files(folder), None) is not None
 
 
 def scan_files(folder: Path) -> dict[str, Path]:
-    """Case name -> file, for every readable kind of file directly in ``folder``, sorted; hidden files are passed over.
+    """Case name -> path, for every readable kind of file directly in ``folder`` and every sub-folder of DICOM slices,
+    sorted; what is hidden is passed over.
 
     Raises:
         MedContextError: There is no such folder, or two files of one case.
@@ -64,7 +84,7 @@ def scan_files(folder: Path) -> dict[str, Path]:
         raise MedContextError("There is no such folder.", file=folder, remedy="check the path")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith(ENDINGS):
+        if path.name.startswith(".") or not (is_series(path) or (path.is_file() and path.name.endswith(ENDINGS))):
             continue
         name = case_name(path)
         if name in found:
@@ -81,18 +101,38 @@ def spacing_of(affine: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     return x, y, z
 
 
-def read_scan(path: Path) -> Scan:
-    """Read an image of one channel ``(X, Y, Z)`` or several ``(X, Y, Z, C)``.
+def voxels_apart(shape: tuple[int, ...], affine: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+    """How far two affines put the same voxel apart, at the worst corner of a grid of this (X, Y, Z) shape.
+
+    Returns:
+        In voxels, counted in the smallest spacing of ``affine``.
+    """
+    corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))])
+    apart = np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1)
+    return float(apart.max()) / min(spacing_of(affine))
+
+
+def read_scan(*paths: Path) -> Scan:
+    """Read an image: one file or DICOM series with all channels, or one file per channel, all on the same grid.
+
+    NIfTI holds channels along its fourth axis, NRRD and MetaImage in vectors or along a fourth axis.
 
     Raises:
-        MedContextError: Absent, truncated, not NIfTI, not 3D or 4D, or a degenerate affine.
+        MedContextError: Absent, truncated, damaged, not 3D or 4D, a degenerate affine, or channels on several grids.
     """
-    image, array = _read(path)
-    if array.ndim == 3:
-        array = array[..., None]
-    if array.ndim != 4:
-        raise _wrong_dimensions(path, array.shape, "3 axes, or 4 with the channels last")
-    return Scan(path, np.moveaxis(array, -1, 0).astype(np.float32), image.affine.astype(np.float64), image.header)
+    volumes = [_read(path) for path in paths]
+    first, affine = paths[0], volumes[0].affine
+    for path, volume in zip(paths, volumes, strict=True):
+        expected = "3 axes, or 4 with the channels last" if len(paths) == 1 else "3 axes, one channel in each file"
+        if volume.array.ndim not in (3, 4) or (len(paths) > 1 and volume.array.ndim != 3):
+            raise _wrong_dimensions(path, volume.array.shape, expected)
+        _require_same_grid(path, volume, first, volumes[0])
+    if len(paths) > 1:
+        array = np.stack([volume.array.astype(np.float32) for volume in volumes])
+    else:
+        array = volumes[0].array.astype(np.float32, order="F", copy=False)
+        array = np.moveaxis(array[..., None] if array.ndim == 3 else array, -1, 0)
+    return Scan(first, array, affine, volumes[0].header)
 
 
 def read_labels(path: Path) -> LabelMap:
@@ -101,7 +141,8 @@ def read_labels(path: Path) -> LabelMap:
     Raises:
         MedContextError: As :func:`read_scan`, or values that are not whole numbers.
     """
-    image, array = _read(path)
+    volume = _read(path)
+    array = volume.array
     if array.ndim == 4 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3:
@@ -125,47 +166,58 @@ def read_labels(path: Path) -> LabelMap:
             expected="at most 2147483647",
             remedy="give the labels smaller numbers",
         )
-    return LabelMap(path, array.astype(np.int32), image.affine.astype(np.float64), image.header)
+    return LabelMap(path, array.astype(np.int32), volume.affine, volume.header)
 
 
 def write_labels(path: Path, array: npt.NDArray[Any], like: Scan | LabelMap) -> None:
-    """Write ``array`` ``(X, Y, Z)`` as a label map with the geometry (affine, codes, units) of ``like``."""
-    import nibabel as nib
+    """Write ``array`` ``(X, Y, Z)`` as a label map in the place of ``like``, in the format that ``path`` says.
 
-    header = like.header.copy()
-    header.set_data_shape(array.shape)
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0
-    kind = next(kind for kind in (np.uint8, np.uint16, np.int32) if array.max(initial=0) <= np.iinfo(kind).max)
-    header.set_data_dtype(kind)
-    image = nib.Nifti1Image(array.astype(kind), like.affine, header)
+    NIfTI keeps codes and units of the NIfTI file that ``like`` was read from.
+
+    Raises:
+        MedContextError: A format that can't be written.
+    """
+    ending = _ending(path, WRITTEN)
+    low, high = int(array.min(initial=0)), int(array.max(initial=0))
+    kinds = (np.uint8, np.uint16, np.int32)
+    stored = array.astype(next(k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max))
     with replacing(path) as temporary:
-        nib.save(image, temporary)
+        if ending in (".nii.gz", ".nii"):
+            write_nifti(temporary, stored, like.affine, like.header)
+        else:
+            write_by_itk(temporary, stored, like.affine)
 
 
-def _read(path: Path) -> tuple[Any, npt.NDArray[Any]]:
-    """The nibabel image and its values; every way of failing becomes one error that names the file."""
-    import nibabel as nib
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError
+def _ending(path: Path, endings: tuple[str, ...] = ENDINGS) -> str:
+    for ending in endings:
+        if path.name.endswith(ending):
+            return ending
+    raise MedContextError(
+        "This file is not of a kind that can be read or written.",
+        file=path,
+        expected=f"a name ending in {', '.join(endings)}, or a folder of DICOM slices",
+        remedy="convert it to one of these; of a DICOM slice, give its folder",
+    )
 
-    if not path.is_file():
+
+def _read(path: Path) -> Volume:
+    """One volume; every way of failing becomes one error that names the file."""
+    if not path.exists():
         raise MedContextError("There is no such file.", file=path, remedy="check the path")
-    case_name(path)
+    reader = read_series if path.is_dir() else READERS[_ending(path)]
     try:
-        image: Any = nib.load(path)
-        array = np.asanyarray(image.dataobj)
-    except (ImageFileError, HeaderDataError) as error:
+        with np.errstate(all="ignore"):
+            volume = reader(path)
+    except MedContextError:
+        raise
+    except Exception as error:  # what libraries raise on damaged bytes is not documented
         raise MedContextError(
-            "This file is not a readable NIfTI image.", file=path, found=str(error), remedy="export it again as NIfTI"
-        ) from error
-    except (EOFError, OSError, ValueError, zlib.error, OverflowError, MemoryError) as error:
-        raise MedContextError(
-            "This file is truncated or damaged.",
+            "This file is truncated, damaged, or not what its ending says.",
             file=path,
-            found=f"{type(error).__name__}: {error}",
-            remedy="copy or download it again",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300],
+            remedy="copy or download it again, or export it again in the format of its ending",
         ) from error
+    array, affine = volume.array, volume.affine.astype(np.float64)
     if array.dtype.kind not in "biuf" or not array.size:
         raise MedContextError(
             "The voxels are not single numbers." if array.size else "The image has no voxels.",
@@ -174,15 +226,46 @@ def _read(path: Path) -> tuple[Any, npt.NDArray[Any]]:
             expected="one whole or real number per voxel",
             remedy="export it as a grey-value image; an RGB picture is none",
         )
-    if image.affine is None or not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-12:
+    if not _spans_space(affine):
         raise MedContextError(
             "The affine does not describe a grid in space.",
             file=path,
-            found=f"affine {np.round(image.affine, 4).tolist()}",
-            expected="an invertible affine, voxel index to mm",
+            found=f"affine {np.round(affine, 4).tolist()}",
+            expected="an invertible affine, voxel index to mm, whose axes point to different sides of the body",
             remedy="export the file again from the original DICOM",
         )
-    return image, array
+    return Volume(array, affine, volume.header)
+
+
+def _spans_space(affine: npt.NDArray[np.float64]) -> bool:
+    """Whether voxels have a volume, and axes that can be told apart by their anatomical directions."""
+    import nibabel as nib
+
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        return False
+    return not np.isnan(nib.orientations.io_orientation(affine)).any()
+
+
+def _require_same_grid(path: Path, volume: Volume, first: Path, reference: Volume) -> None:
+    """Refuse a channel that lies on another grid than the first."""
+    shape, expected = volume.array.shape[:3], reference.array.shape[:3]
+    if shape != expected:
+        raise MedContextError(
+            "Channels differ in shape.",
+            file=path,
+            found=f"shape {shape}",
+            expected=f"shape {expected}, as {first.name}",
+            remedy="resample all channels of a case to the same grid",
+        )
+    apart = voxels_apart(shape, reference.affine, volume.affine)
+    if apart > AFFINE_TOLERANCE:
+        raise MedContextError(
+            "Channels lie in different places.",
+            file=path,
+            found=f"affines that put the same voxel up to {apart:.3g} voxels apart",
+            expected=f"the affine of {first.name}",
+            remedy="resample all channels of a case to the same grid; if they do match, give them the same affine",
+        )
 
 
 def _wrong_dimensions(path: Path, shape: tuple[int, ...], expected: str) -> MedContextError:

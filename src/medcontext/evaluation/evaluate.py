@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from medcontext.data.labels import Labels
 from medcontext.data.scan import LabelMap, case_name, read_labels, scan_files, spacing_of
 from medcontext.errors import MedContextError
 from medcontext.evaluation.metrics import dice, hd95
@@ -32,16 +33,18 @@ ALIGNED = 0.01
 
 def evaluate(
     predictions: Path,
-    labels: Path,
-    names: Mapping[int, str] | None = None,
+    labels: Path | Mapping[str, Path],
+    declared: Labels | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score predicted label maps against true ones, in the grid that both are stored in.
 
     Args:
         predictions: Folder of label maps, or one label map.
-        labels: Folder of true label maps, or one. Files pair by case name; two single files pair whatever their names.
-        names: Label number -> name. These labels are scored; without it, every nonzero label found in any map is.
+        labels: Folder of true label maps, or one, or case name -> file. Files pair by case name; two single files pair
+            whatever their names.
+        declared: What the numbers mean. Its labels, or regions, are scored, where the truth is not ignored; without it,
+            every nonzero label found in any map is.
         progress: Called with (cases done, cases to do) after each case.
 
     Returns:
@@ -50,27 +53,28 @@ def evaluate(
         - ``cases``: rows of ``case``, ``label``, ``dice``, ``hd95_mm`` and ``outcome`` (``both``, ``missed``,
           ``spurious`` or ``absent``);
         - ``mean``: ``dice``, ``hd95_mm``, and ``labels``: label number as text -> ``name`` (where known), ``dice``,
-          ``hd95_mm`` and the counts ``scored`` (in either map), ``missed``, ``spurious``, ``absent``;
+          ``hd95_mm`` and the counts ``scored`` (in either map), ``missed``, ``spurious``, ``absent``; a region goes by
+          the number that it is written with;
         - ``definition``: what the numbers mean; ``unpredicted``: the cases with a truth and no prediction.
 
     Raises:
         MedContextError: A path is absent, a folder has no label maps, no case is in both, a prediction has no truth, a
-            grid differs from its truth's, or a prediction has a label that is not in ``names``.
+            grid differs from its truth's, or a prediction has a label that is not declared.
     """
     pairs, unpredicted = _pairs(predictions, labels)
-    declared = None if names is None else sorted(label for label in names if label != 0)
     per_case: dict[str, dict[int, dict[str, Any]]] = {}
     for done, (case, (prediction, truth)) in enumerate(pairs.items(), start=1):
         per_case[case] = _score(prediction, truth, declared)
         if progress is not None:
             progress(done, len(pairs))
-    scored = sorted({label for rows in per_case.values() for label in rows}) if declared is None else declared
+    found_anywhere = sorted({label for rows in per_case.values() for label in rows})
+    scored = found_anywhere if declared is None else sorted(declared.structures)
     rows = [
         {"case": case, "label": label, **found.get(label, {"dice": None, "hd95_mm": None, "outcome": "absent"})}
         for case, found in per_case.items()
         for label in scored
     ]
-    return {"cases": rows, "mean": _means(rows, names), "definition": dict(DEFINITION), "unpredicted": unpredicted}
+    return {"cases": rows, "mean": _means(rows, declared), "definition": dict(DEFINITION), "unpredicted": unpredicted}
 
 
 def table(result: Mapping[str, Any]) -> Table:
@@ -89,17 +93,18 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(defined) / len(defined) if defined else None
 
 
-def _pairs(predictions: Path, labels: Path) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
+def _pairs(predictions: Path, labels: Path | Mapping[str, Path]) -> tuple[dict[str, tuple[Path, Path]], list[str]]:
     """Case -> (prediction, truth), and the cases that have a truth only."""
-    if predictions.is_file() and labels.is_file():
+    if isinstance(labels, Path) and predictions.is_file() and labels.is_file():
         return {case_name(predictions): (predictions, labels)}, []
-    predicted, true = _label_maps(predictions), _label_maps(labels)
+    predicted = _label_maps(predictions)
+    true = _label_maps(labels) if isinstance(labels, Path) else labels
     common = [case for case in predicted if case in true]
     if not common:
         raise MedContextError(
             "No prediction has the name of a true label map.",
             file=predictions,
-            found=f"predictions {_some(predicted)}; true label maps in {labels}: {_some(true)}",
+            found=f"predictions {_some(predicted)}; true label maps {_some(true)}",
             expected="files of the same name in both folders",
             remedy="rename the predictions, or check that both paths belong to one data set",
         )
@@ -109,7 +114,7 @@ def _pairs(predictions: Path, labels: Path) -> tuple[dict[str, tuple[Path, Path]
             "A prediction has no true label map to be scored against.",
             file=predicted[strangers[0]],
             found=f"{len(strangers)} such: {_some(strangers)}",
-            expected=f"a file of the same name in {labels}",
+            expected="a true label map of the same name",
             remedy="add the true label map or take the prediction away",
         )
     return {case: (predicted[case], true[case]) for case in common}, [case for case in true if case not in predicted]
@@ -136,25 +141,32 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(every[:3]) + (f" and {len(every) - 3} more" if len(every) > 3 else "")
 
 
-def _score(prediction: Path, truth: Path, declared: Sequence[int] | None) -> dict[int, dict[str, Any]]:
+def _score(prediction: Path, truth: Path, declared: Labels | None) -> dict[int, dict[str, Any]]:
     """Label -> its scores in one case, for the labels found there and among those declared, if any are."""
     predicted, true = read_labels(prediction), read_labels(truth)
     _same_grid(predicted, true)
+    spacing = spacing_of(true.affine)
+    if declared is not None and declared.ignore is not None:
+        for each in (predicted, true):
+            each.array[true.array == declared.ignore] = 0
     in_prediction = {int(label) for label in np.unique(predicted.array)} - {0}
     found = in_prediction | ({int(label) for label in np.unique(true.array)} - {0})
-    if declared is not None:
-        undeclared = sorted(in_prediction - set(declared))
-        if undeclared:
-            raise MedContextError(
-                "A prediction has label numbers that are not declared.",
-                file=prediction,
-                found=f"label {', '.join(map(str, undeclared))}",
-                expected=f"0 (background) or one of {', '.join(map(str, declared))}",
-                remedy="score with the label names of the data set that the network was trained on, or predict again",
-            )
-        found &= set(declared)
-    spacing = spacing_of(true.affine)
-    return {label: _row(predicted.array == label, true.array == label, spacing) for label in sorted(found)}
+    if declared is None:
+        return {label: _row(predicted.array == label, true.array == label, spacing) for label in sorted(found)}
+    undeclared = sorted(in_prediction - declared.declared)
+    if undeclared:
+        raise MedContextError(
+            "A prediction has label numbers that are not declared.",
+            file=prediction,
+            found=f"label {', '.join(map(str, undeclared))}",
+            expected=f"one of {', '.join(map(str, sorted(declared.declared)))}",
+            remedy="score with the label names of the data set that the network was trained on, or predict again",
+        )
+    rows = {}
+    for label, (_, numbers) in declared.structures.items():
+        if found.intersection(numbers):
+            rows[label] = _row(np.isin(predicted.array, numbers), np.isin(true.array, numbers), spacing)
+    return rows
 
 
 def _row(predicted: Any, true: Any, spacing: tuple[float, float, float]) -> dict[str, Any]:
@@ -186,7 +198,7 @@ def _same_grid(predicted: LabelMap, true: LabelMap) -> None:
         )
 
 
-def _means(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str] | None) -> dict[str, Any]:
+def _means(rows: Sequence[Mapping[str, Any]], declared: Labels | None) -> dict[str, Any]:
     by_label: dict[int, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_label.setdefault(row["label"], []).append(row)
@@ -194,7 +206,7 @@ def _means(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str] | None) -
     for label, of_label in by_label.items():
         outcomes = [row["outcome"] for row in of_label]
         labels[str(label)] = {
-            **({} if names is None else {"name": names[label]}),
+            **({} if declared is None else {"name": declared.structures[label][0]}),
             "dice": mean(row["dice"] for row in of_label),
             "hd95_mm": mean(row["hd95_mm"] for row in of_label),
             "scored": len(outcomes) - outcomes.count("absent"),

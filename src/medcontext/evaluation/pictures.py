@@ -37,14 +37,14 @@ class OverlayCase:
     Attributes:
         rank: Why it is shown, such as ``best``.
         name: The case's name.
-        image: The scan; of several channels the first is shown.
+        images: The scan's files; of several channels the first is shown.
         truth: The true label map.
         predictions: Run name -> (predicted label map, Dice of the case or ``None``), in the order of the columns.
     """
 
     rank: str
     name: str
-    image: Path
+    images: tuple[Path, ...]
     truth: Path
     predictions: Mapping[str, tuple[Path, float | None]]
 
@@ -112,7 +112,7 @@ def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str])
 
 def _row(case: OverlayCase) -> _Row:
     """Read one case, turn it to RAS, and choose the slice and the region of it to show."""
-    scan = read_scan(case.image)
+    scan = read_scan(case.images[0])
     paths = [case.truth, *(path for path, _ in case.predictions.values())]
     volumes = [read_labels(path).array for path in paths]
     for path, volume in zip(paths, volumes, strict=True):
@@ -121,7 +121,7 @@ def _row(case: OverlayCase) -> _Row:
                 "A label map has another shape than its scan.",
                 file=path,
                 found=f"shape {volume.shape}",
-                expected=f"shape {scan.array.shape[1:]}, as {case.image}",
+                expected=f"shape {scan.array.shape[1:]}, as {case.images[0]}",
                 remedy="check that both are of the same case",
             )
     turn = nib.orientations.io_orientation(scan.affine)

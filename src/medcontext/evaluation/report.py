@@ -62,7 +62,7 @@ class RunResults:
 def write_report(
     path: Path,
     runs: Sequence[RunResults],
-    scans: Mapping[str, tuple[Path, Path]],
+    scans: Mapping[str, tuple[tuple[Path, ...], Path]],
     label_names: Mapping[int, str],
     title: str,
 ) -> None:
@@ -71,7 +71,7 @@ def write_report(
     Args:
         path: The file to write.
         runs: The runs, at least one; the first one ranks the cases that are shown.
-        scans: Case name -> (scan, true label map), for the pictures.
+        scans: Case name -> (files of the scan, true label map), for the pictures.
         label_names: Label number -> name.
         title: Heading of the page.
 
@@ -161,7 +161,9 @@ def _cases(runs: Sequence[RunResults], label_names: Mapping[int, str]) -> str:
     return page.table("Scores of every held-out case", ["Case", "Label"], columns, rows, kind="groups")
 
 
-def _overlays(runs: Sequence[RunResults], scans: Mapping[str, tuple[Path, Path]], names: Mapping[int, str]) -> str:
+def _overlays(
+    runs: Sequence[RunResults], scans: Mapping[str, tuple[tuple[Path, ...], Path]], names: Mapping[int, str]
+) -> str:
     """Slices of the best, the median and the worst case, of those that every run has predicted and scored."""
     dices = [_dice_by_case(run) for run in runs]
     files = [scan_files(run.predictions) for run in runs]

@@ -59,7 +59,7 @@ def load_model(path: Path) -> Model:
             "This file is not a model of medcontext.", file=file, found=f"keys {', '.join(map(str, content))[:120]}"
         )
     plan, about = Plan.from_dict(content["plan"]), content["about"]
-    network = build_network(about["network"], plan.channels, plan.classes, plan.patch, about["settings"], seed=0)
+    network = build_network(about["network"], plan.channels, plan.labels.outputs, plan.patch, about["settings"], seed=0)
     try:
         network.load_state_dict(content["weights"])
     except RuntimeError as error:

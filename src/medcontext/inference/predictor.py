@@ -11,10 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from medcontext.data import case_list
+from medcontext.data.dataset import LAYOUTS, by_channel
 from medcontext.data.geometry import Affine, Size, largest_class, reorient, reorient_back, resample_image
 from medcontext.data.plan import Plan
 from medcontext.data.prepare import prepare_image
-from medcontext.data.scan import Scan, case_name, read_scan, scan_files, write_labels
+from medcontext.data.scan import ENDINGS, Scan, case_name, is_series, read_scan, scan_files, write_labels
 from medcontext.errors import MedContextError
 from medcontext.inference.model import Model, load_model
 from medcontext.inference.sliding import sliding_logits
@@ -57,34 +59,50 @@ def to_native(logits: Tensor, plan: Plan, shape: tuple[int, ...], affine: Affine
     The logits are resampled, not the labels, one class at a time, so that memory does not grow with the classes.
 
     Args:
-        logits: ``(K, D, H, W)``.
+        logits: ``(K, D, H, W)``, of the classes or of the regions.
         plan: That the scan was prepared by.
         shape: (X, Y, Z) of the scan.
         affine: Of the scan.
     """
     d, h, w = reorient(np.empty(shape, dtype=np.uint8), affine, plan.orientation).shape
     size: Size = (d, h, w)
-    classes = largest_class((resample_image(score[None], size)[0] for score in logits), size).numpy()
-    numbers = np.array([0, *plan.labels], dtype=np.int32)
-    return np.ascontiguousarray(reorient_back(numbers[classes], affine, plan.orientation))
+    scores = (resample_image(score[None], size)[0] for score in logits)
+    if plan.labels.regions:
+        numbers = np.zeros(size, dtype=np.int32)
+        for region, score in zip(plan.labels.regions, scores, strict=True):
+            numbers[score.numpy() > 0] = region.written
+    else:
+        numbers = plan.labels.to_numbers(largest_class(scores, size).numpy())
+    return np.ascontiguousarray(reorient_back(numbers, affine, plan.orientation))
 
 
-def find_scans(path: Path) -> dict[str, Path]:
-    """Case name to file, for one scan, a folder of scans, or a data set (its training images).
+def find_scans(path: Path, channels: int = 1) -> dict[str, tuple[Path, ...]]:
+    """Case name to image files, for one scan, a folder of scans, or a data set (its training images, or its list).
+
+    Args:
+        path: Where to look.
+        channels: Of the scans; files ``NAME_0000``, ``NAME_0001``, ... of so many are the channels of one scan.
 
     Raises:
         MedContextError: Nothing there, or nothing that can be read.
     """
-    if path.is_file():
-        return {case_name(path): path}
-    for inner in ("imagesTr", "images"):
-        if (path / inner).is_dir():
-            path = path / inner
-            break
+    listed = path if path.suffix in case_list.ENDINGS else case_list.find(path)
+    if listed is not None:
+        cases, unlabelled = case_list.read(listed)
+        return {name: case.images for name, case in cases.items()} | unlabelled
+    path = next((path / images for images, *_ in LAYOUTS if (path / images).is_dir()), path)
+    if path.is_file() or is_series(path):
+        return {case_name(path): (path,)}
     found = scan_files(path)
     if not found:
-        raise MedContextError("There are no scans in this folder.", file=path, expected="NIfTI files")
-    return found
+        raise MedContextError(
+            "There are no scans in this folder.", file=path, expected=f"files ending in {', '.join(ENDINGS)}"
+        )
+    grouped = by_channel(found)
+    wanted = [f"_{channel:04d}" for channel in range(channels)]
+    if grouped and all([case_name(file)[-5:] for file in files] == wanted for files in grouped.values()):
+        return grouped
+    return {name: (file,) for name, file in found.items()}
 
 
 RECORD = ".predicted-by-medcontext"
@@ -92,7 +110,10 @@ RECORD = ".predicted-by-medcontext"
 
 
 def predict_files(
-    predictor: Predictor, scans: Mapping[str, Path], out: Path, progress: Callable[[int, int], None] | None = None
+    predictor: Predictor,
+    scans: Mapping[str, tuple[Path, ...]],
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, MedContextError]:
     """Write a label map of the same name, shape and affine for each scan; a bad scan does not stop the others.
 
@@ -113,9 +134,9 @@ def predict_files(
         )
     (out / RECORD).touch()
     failed: dict[str, MedContextError] = {}
-    for done, (name, path) in enumerate(scans.items(), start=1):
+    for done, (name, paths) in enumerate(scans.items(), start=1):
         try:
-            scan = read_scan(path)
+            scan = read_scan(*paths)
             write_labels(out / f"{name}.nii.gz", predictor.labels_of(scan), like=scan)
         except MedContextError as error:
             failed[name] = error

@@ -40,14 +40,14 @@ def score_held_out(run: RunFolder, dataset: Dataset, *, device: str, progress: P
     if waiting:
         predictor = Predictor.load(run.path, choose_device(device))
         with progress.task(f"predicting ({run.path.name})") as update:
-            scans = {name: dataset.cases[name].image for name in waiting}
+            scans = {name: dataset.cases[name].images for name in waiting}
             failed = predict_files(predictor, scans, run.predictions, update)
         if failed:
             raise next(iter(failed.values()))
     labels = run.read_plan().labels
     with progress.task(f"scoring ({run.path.name})") as update:
-        result = evaluate(run.predictions, dataset.cases[test[0]].label.parent, names=labels, progress=update)
-    result["unpredicted"] = [name for name in result["unpredicted"] if name in test]
+        truths = {name: dataset.cases[name].label for name in test}
+        result = evaluate(run.predictions, truths, labels, progress=update)
     write_json(run.evaluation, result)
     return result
 
@@ -79,8 +79,8 @@ def report_runs(runs: Sequence[Path], *, device: str = "auto", progress: Progres
         )
         for name, folder in zip(names, folders, strict=True)
     ]
-    scans = {name: (case.image, case.label) for name, case in dataset.cases.items()}
-    labels = folders[0].read_plan().labels
+    scans = {name: (case.images, case.label) for name, case in dataset.cases.items()}
+    labels = {number: name for number, (name, _) in folders[0].read_plan().labels.structures.items()}
     write_report(folders[0].report, results, scans, labels, f"MedContext on {dataset.name}")
     return folders[0].report
 

@@ -61,6 +61,18 @@ class TrainConfig:
     seed: int = 0
     """Of the weights, the patches and the masks. The same seed gives the same run on the same hardware."""
 
+    plan: Path | None = None
+    """Plan file to train by, such as one that 'medcontext plan --json' wrote; None: a plan is made for the data."""
+
+    split: Path | None = None
+    """Split file to take train, validation and test cases from; None: drawn by ``split_seed``."""
+
+    fold: int = 0
+    """Which fold of the split file."""
+
+    few_shot: int | None = None
+    """Train on so many of the training cases only, whole patients; the subsets of one ``split_seed`` are nested."""
+
     split_seed: int = 0
     """Of the split; apart from ``seed``, so that runs of several seeds are tested on the same cases."""
 
@@ -71,7 +83,8 @@ class TrainConfig:
     """Share of the other cases that chooses the best checkpoint; 0 takes the last one."""
 
     patient: str | None = None
-    """Regular expression for the patient in a case's name, so that no patient is on two sides of the split."""
+    """Regular expression for the patient in a case's name, so that no patient is on two sides of the split; None: as
+    the data set says, else every case is a patient."""
 
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
@@ -95,13 +108,13 @@ class TrainConfig:
     """Folder of prepared cases, shared by all runs; None: ``~/.cache/medcontext``."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_steps", "log_every", "validations", "save_every"):
+        for name in ("batch_size", "max_steps", "few_shot", "log_every", "validations", "save_every"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "a whole number, 1 or more")
         for name in ("patch", "spacing"):
             value = getattr(self, name)
             require(value is None or min(value) > 0, name, value, "three sizes (D, H, W) above 0")
-        for name in ("seed", "split_seed", "workers", "weight_decay"):
+        for name in ("seed", "split_seed", "fold", "workers", "weight_decay"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         rate = self.learning_rate
         require(rate is None or rate > 0, "learning_rate", rate, "a number above 0")

@@ -145,7 +145,7 @@ def _step(training: Training, batch: Batch, steps: int) -> dict[str, Any]:
     method.student.train()
     # What a network draws itself (dropout) depends on seed and step alone, so that a resumed run draws the same.
     torch.manual_seed(config.seed * 1_000_003 + training.step)
-    image, label = batch["image"].to(training.device), batch["label"].to(training.device)
+    image, label = batch["image"].to(training.device), batch["label"].to(training.device).long()
     with training.autocast():
         terms = method(image, label, backward=training.fabric.backward, diagnose=logs)
     norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), config.gradient_clip)

@@ -162,7 +162,7 @@ def from_stored(stored: Mapping[str, Any]) -> TrainConfig:
         return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
     values = tuples(stored)
-    values |= {key: values[key] and Path(values[key]) for key in ("cache", "pretrained")}
+    values |= {key: values[key] and Path(values[key]) for key in ("cache", "pretrained", "plan", "split")}
     values["method"] = MethodConfig(**tuples(stored["method"]))
     values["augment"] = AugmentConfig(**tuples(stored["augment"]))
     return TrainConfig(**values)

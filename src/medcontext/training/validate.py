@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from medcontext.data.plan import Plan
 from medcontext.data.prepare import read_prepared
@@ -14,10 +14,16 @@ from medcontext.inference.sliding import sliding_logits
 from medcontext.method.diagnostics import hard_dice
 
 
+def membership(plan: Plan, device: str) -> Tensor | None:
+    """Which class of the labels belongs to which region, where the plan has regions: ``(regions, classes)``."""
+    table = plan.labels.membership()
+    return None if table is None else torch.from_numpy(table).to(device)
+
+
 def validate(
     networks: Mapping[str, nn.Module], folders: Mapping[str, Path], plan: Plan, device: str
 ) -> dict[str, float]:
-    """Mean Dice over cases, then over foreground classes, in the plan's grid, of each network.
+    """Mean Dice over cases, then over foreground classes or regions, in the plan's grid, of each network.
 
     Args:
         networks: By name, each called in eval mode and left in the mode it was in.
@@ -26,6 +32,7 @@ def validate(
         device: The networks'.
     """
     scores: dict[str, float] = {}
+    members = membership(plan, device)
     for name, network in networks.items():
         was_training = network.training
         network.eval()
@@ -34,9 +41,10 @@ def validate(
             case = read_prepared(folder)
             assert case.label is not None
             logits = sliding_logits(
-                network, torch.tensor(case.image, device=device), plan.patch, plan.normalisation.outside
+                network, torch.from_numpy(case.image[:]).float().to(device), plan.patch, plan.normalisation.outside
             )
-            per_case.append(hard_dice(logits[None], torch.tensor(case.label, device=device)[None].long()))
+            target = torch.from_numpy(case.label[:])[None].long().to(device)
+            per_case.append(hard_dice(logits[None], target, membership=members))
         network.train(was_training)
         scores[name] = float(torch.stack(per_case).nanmean(dim=0).nanmean())
     return scores

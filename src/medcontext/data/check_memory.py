@@ -1,0 +1,90 @@
+"""What earlier checks found, so that a scan is read again only if it or what it is checked against has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from medcontext.data.examine import Examined, Member
+from medcontext.data.facts import CaseFacts
+from medcontext.data.findings import Finding
+from medcontext.data.labels import Labels
+from medcontext.files import replacing
+
+FORMAT = 1
+"""Raised when a check changes, so that what older versions found is not used."""
+
+DETACHED = (".mhd", ".nhdr")
+"""Headers whose voxels lie in a file beside them."""
+
+
+def memory_file(folder: Path, member: Member, declared: Labels | None, modality: tuple[str, ...]) -> Path | None:
+    """Where the result for a member is kept: named by path, size and times of its files, and by declarations.
+
+    None where that can't be told: a file is missing, or the voxels of a header lie in a file of another name.
+    """
+    try:
+        states = [_state(part) for path in member.files for part in _parts(path)]
+    except OSError:
+        return None
+    about = [FORMAT, member.name, len(member.images), declared and declared.to_dict(), modality, states]
+    return folder / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.npz"
+
+
+def recall(file: Path) -> Examined | None:
+    """What was kept; None where there is nothing, or nothing that can be used."""
+    try:
+        # NumPy leaves a damaged archive open if it opens the file itself.
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            values = json.loads(str(stored["values"]))
+            facts = CaseFacts.from_dict(values["facts"], stored["foreground"])
+        return Examined(
+            findings=tuple(Finding.from_dict(each) for each in values["findings"]),
+            facts=facts,
+            image_hashes=tuple(values["image_hashes"]),
+            label_hash=values["label_hash"],
+            no_geometry=values["no_geometry"],
+        )
+    except Exception:
+        # Damage to an archive can surface as nearly any error; whatever it is, the scan is read instead.
+        return None
+
+
+def keep(file: Path, examined: Examined) -> None:
+    """Keep a result with facts; what was wrong with the others may be right next time, as with a disk that was off."""
+    if examined.facts is None:
+        return
+    values = {
+        "findings": [finding.to_dict() for finding in examined.findings],
+        "facts": examined.facts.to_dict(),
+        "image_hashes": examined.image_hashes,
+        "label_hash": examined.label_hash,
+        "no_geometry": examined.no_geometry,
+    }
+    with replacing(file) as temporary:
+        np.savez(temporary, values=np.array(json.dumps(values)), foreground=examined.facts.foreground)
+
+
+def _state(file: Path) -> tuple[str | int, ...]:
+    """What changes with a file; the system alone sets the last two, also where a file is given another's date."""
+    state = file.stat()
+    return str(file), str(file.absolute()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files that a scan's voxels and header are read from.
+
+    Raises:
+        OSError: They can't be told.
+    """
+    if path.is_dir():
+        return sorted(part for part in path.iterdir() if part.is_file())
+    if path.suffix not in DETACHED:
+        return [path]
+    parts = [part for part in sorted(path.parent.iterdir()) if part.name.split(".")[0] == path.name.split(".")[0]]
+    if len(parts) == 1:
+        raise FileNotFoundError(path)
+    return parts

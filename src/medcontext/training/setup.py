@@ -1,0 +1,139 @@
+"""From what is asked for to what will be trained: data checked, planned and split, every setting resolved."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medcontext.data.cache import default_cache
+from medcontext.data.check import CheckReport, check_dataset
+from medcontext.data.dataset import Dataset
+from medcontext.data.plan import Plan, make_plan
+from medcontext.data.plan_file import read_plan, require_plan_fits
+from medcontext.errors import MedContextError
+from medcontext.method.hiding import Student
+from medcontext.method.masking import draw_mask, mask_grid
+from medcontext.networks.registry import build_network, network_spec
+from medcontext.progress import Progress
+from medcontext.training.config import TrainConfig
+from medcontext.training.device import bf16_gradients_hold, choose_precision
+from medcontext.training.estimate import GIB, free_memory, gpu_memory_gib, step_memory
+
+
+def checked(dataset: Dataset, cache: Path | None, progress: Progress) -> CheckReport:
+    """Check a data set, with progress; what the cache remembers isn't read again."""
+    with progress.task("checking") as update:
+        return check_dataset(dataset, update, cache=(cache or default_cache()) / "checks")
+
+
+def require_clean(report: CheckReport) -> None:
+    """Refuse a data set with errors.
+
+    Raises:
+        MedContextError: Naming the first of them.
+    """
+    if report.errors:
+        first = report.errors[0]
+        raise MedContextError(
+            f"This data set has {len(report.errors)} error(s); the first: {first.error.problem}",
+            file=first.error.file,
+            found=first.error.found,
+            expected=first.error.expected,
+            remedy=f"run 'medcontext check {report.dataset.root}' for all of them; {first.error.remedy or ''}",
+        )
+
+
+def plan_for(report: CheckReport, config: TrainConfig, device: str) -> Plan:
+    """The plan of a checked data set, or the one that is given, with what the settings ask for in place of its own.
+
+    Raises:
+        MedContextError: Nothing to plan for, or a plan file that is damaged or made for other data.
+    """
+    if config.plan is not None:
+        given = read_plan(config.plan)
+        require_plan_fits(given, report, config.plan)
+        asked: dict[str, Any] = {
+            "patch": config.patch,
+            "spacing": config.spacing,
+            "batch_size": config.batch_size,
+            "steps": config.max_steps,
+        }
+        return dataclasses.replace(given, **{name: value for name, value in asked.items() if value is not None})
+    return make_plan(
+        report,
+        device="cpu" if device == "cpu" else "gpu",
+        memory_gib=gpu_memory_gib(device),
+        patch_multiple=network_spec(config.network).patch_multiple,
+        patch=config.patch,
+        spacing=config.spacing,
+        batch_size=config.batch_size,
+        steps=config.max_steps,
+    )
+
+
+def resolve(config: TrainConfig, plan: Plan, device: str) -> TrainConfig:
+    """The settings with nothing left open."""
+    spec = network_spec(config.network)
+    return dataclasses.replace(
+        config,
+        method=config.method_config(),
+        network_settings=config.network_settings or spec.settings(plan.patch, plan.spacing, plan.scale),
+        spacing=plan.spacing,
+        patch=plan.patch,
+        batch_size=plan.batch_size,
+        max_steps=plan.steps,
+        learning_rate=config.learning_rate or spec.learning_rate,
+        device=device,
+        precision=choose_precision(config.precision, device),
+        cache=config.cache or default_cache(),
+    )
+
+
+def build(config: TrainConfig, plan: Plan) -> nn.Module:
+    """The network, on the CPU, with weights drawn from the seed."""
+    assert config.network_settings is not None
+    return build_network(
+        config.network, plan.channels, plan.labels.outputs, plan.patch, config.network_settings, config.seed
+    )
+
+
+def tried(config: TrainConfig, plan: Plan, device: str, progress: Progress) -> TrainConfig:
+    """Look, before there is a run, whether it can be done; precision ``auto`` gives way where bf16 computes wrongly.
+
+    Args:
+        config: As asked for.
+        plan: Of the data.
+        device: Name of the device.
+        progress: Told of what gives way.
+
+    Returns:
+        The settings with nothing left open.
+
+    Raises:
+        MedContextError: The method can't hide anything from this network at this patch, or memory does not suffice.
+    """
+    resolved = resolve(config, plan, device)
+    network = build(resolved, plan)
+    method = resolved.method_config()
+    draw_mask(method, 1, mask_grid(plan.patch, method.mask_patch), torch.Generator())
+    Student(network, method, plan.channels, network_spec(config.network).patch_embedding)
+    needed, free = step_memory(network, resolved, plan), free_memory(device)
+    if needed is not None and needed > free:
+        raise MedContextError(
+            "There is too little memory for this training.",
+            found=f"{free / GIB:.1f} GiB free on {device}",
+            expected=f"{needed / GIB:.1f} GiB or more for a step of {plan.batch_size} patches of {plan.patch}",
+            remedy="take a smaller patch (--patch), fewer patches per step (--batch-size) or a smaller network",
+        )
+    if resolved.precision == "bf16" and device == "cpu":
+        trial = torch.zeros(plan.batch_size, plan.channels, *plan.patch)
+        if not bf16_gradients_hold(network, trial):
+            progress.say("this PyTorch computes gradients of the network's smallest convolutions wrongly in bf16 here")
+            if config.precision == "auto":
+                progress.say("training in fp32 instead")
+                return dataclasses.replace(resolved, precision="fp32")
+    return resolved

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from medcontext.data.labels import Labels, Region
+from medcontext.data.plan import Normalisation, Plan
+from medcontext.method.objective import MedContext
+from medcontext.networks.registry import build_network, network_spec
+from medcontext.training import estimate as module
+from medcontext.training.config import TrainConfig
+from medcontext.training.estimate import Estimate, estimate, free_memory, step_memory, step_seconds
+from medcontext.training.schedule import make_optimizer
+
+MIB = 2**20
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    monkeypatch.setattr(module, "ENOUGH_SECONDS", 0.1)
+
+
+def plan_of(patch=(16, 16, 16), batch=2, labels=None):
+    labels = labels or Labels({1: "a", 2: "b"})
+    return Plan("t", 1, labels, "SAR", (1.0, 1.0, 1.0), Normalisation("case"), patch, batch, 100)
+
+
+def network_of(name, plan, scale="tiny"):
+    settings = network_spec(name).settings(plan.patch, plan.spacing, scale)
+    return build_network(name, plan.channels, plan.labels.outputs, plan.patch, settings, 0)
+
+
+def config_of(name="unet", preset="medcontext", precision="fp32"):
+    return TrainConfig(network=name, preset=preset, precision=precision)
+
+
+def test_activations_and_weights_are_counted_as_by_hand():
+    """Sixty-four pointwise layers: what autograd keeps of each is its input, one batch of 8 features in float32."""
+    plan = plan_of((32, 32, 32))
+    layers = [nn.Conv3d(1, 8, 1), *[nn.Conv3d(8, 8, 1) for _ in range(64)], nn.Conv3d(8, 3, 1)]
+    deep, shallow = nn.Sequential(*layers), nn.Sequential(layers[0], layers[-1])
+    one = 2 * 8 * 32**3 * 4
+    config = config_of(preset="supervised")
+    between = step_memory(deep, config, plan) - step_memory(shallow, config, plan)
+    # Beside the kept inputs, a layer's gradients may be there when the memory is fullest: two more at the most.
+    assert 60 * one <= between <= 67 * one
+    wide = nn.Sequential(nn.Conv3d(1, 1000, 1), nn.Flatten(2), nn.Conv1d(1000, 2000, 1), nn.Conv1d(2000, 3, 1))
+    wide.append(nn.Unflatten(2, (16, 2, 2)))
+    weights = sum(p.nbytes for p in wide.parameters())
+    flat = plan_of((16, 2, 2))
+    # Weights, gradients and two moments; scratch of the clipping comes on top.
+    assert 4 * weights <= step_memory(wide, config, flat) <= 6 * weights
+    # The method keeps a teacher, and the masked pass makes the largest weight's gradient beside that of the clean pass.
+    more = step_memory(wide, config_of(), flat) - step_memory(wide, config, flat)
+    assert more == pytest.approx(weights + wide[2].weight.nbytes, rel=0.05)
+
+
+def test_memory_grows_with_the_patch_and_halves_in_bf16():
+    plan, config = plan_of((32, 32, 32)), config_of()
+    network = network_of("unet", plan)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    one = step_memory(network, config, plan)
+    two = step_memory(network, config, dataclasses.replace(plan, batch_size=4))
+    assert 1.8 * one < two < 2.2 * one
+    assert 0.4 * one < step_memory(network, config_of(precision="bf16"), plan) < 0.8 * one
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(type(p) is nn.Parameter and p.grad is None for p in network.parameters())
+
+
+def test_counted_memory_is_what_pytorch_itself_keeps_for_the_backward_pass():
+    """A lower bound by other means: the tensors that a real clean pass saves, each storage once."""
+    plan, config = plan_of((32, 32, 32)), config_of(preset="supervised")
+    network = network_of("unet", plan, "small")
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    method = MedContext(network, "supervised", total_steps=1)
+    label = torch.randint(3, (2, 32, 32, 32))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = method(torch.randn(2, 1, 32, 32, 32), label)["total"]
+    kept = sum(storage.nbytes() for storage in saved.values())
+    loss.backward()
+    counted = step_memory(network, config, plan)
+    assert kept < counted < 1.6 * kept
+
+
+@pytest.mark.parametrize("name", ["unet", "resenc_unet", "unetr", "segresnet"])
+def test_networks_can_be_counted_and_timed(name):
+    plan = plan_of((32, 32, 32))
+    found = estimate(network_of(name, plan), config_of(name), plan, "cpu")
+    assert found.fits
+    assert 0.001 < found.memory_gib < 1
+    assert found.total_seconds == pytest.approx(100 * found.seconds_per_step)
+    assert f"{found.seconds_per_step:.2g} s per step" in str(found)
+    assert set(found.to_dict()) == {field.name for field in dataclasses.fields(Estimate)}
+
+
+def test_regions_are_counted_with_their_loss():
+    plan = plan_of((16, 16, 16), labels=Labels({1: "a", 2: "b"}, regions=(Region("all", (1, 2), 1),)))
+    assert estimate(network_of("unet", plan), config_of(), plan, "cpu").fits
+
+
+def test_time_is_that_of_the_steps_themselves():
+    plan, config = plan_of((32, 32, 32)), config_of()
+    network = nn.Sequential(network_of("unet", plan, "small"), nn.Dropout(0.1))
+    random_state, before = torch.get_rng_state(), copy.deepcopy(network.state_dict())
+    seconds = step_seconds(network, config, plan, "cpu")
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    method = MedContext(network, "medcontext", total_steps=100)
+    optimizer = make_optimizer(method.student, 0.01)
+    image, label = torch.randn(2, 1, 32, 32, 32), torch.randint(3, (2, 32, 32, 32))
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        method(image, label, backward=torch.Tensor.backward)
+        optimizer.step()
+        optimizer.zero_grad()
+        method.after_step()
+        times.append(time.perf_counter() - began)
+    # Other programs share the machine.
+    assert min(times) / 3 < seconds < max(times) * 3
+
+
+def test_what_does_not_fit_is_not_tried(monkeypatch):
+    plan, config = plan_of((32, 32, 32)), config_of()
+    network = network_of("unet", plan)
+    monkeypatch.setattr(module, "free_memory", lambda device: 1.0 * MIB)
+    monkeypatch.setattr(module, "step_seconds", lambda *args: pytest.fail("a step was tried"))
+    found = estimate(network, config, plan, "cpu")
+    assert not found.fits
+    assert found.total_seconds is None
+    assert "too little" in str(found)
+
+
+def test_a_device_that_runs_out_of_memory_is_said_to_be_too_small(monkeypatch):
+    class Hungry(nn.Module):
+        def forward(self, image):
+            raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(module, "step_memory", lambda *args: None)
+    found = estimate(Hungry(), config_of(), plan_of(), "cpu")
+    assert not found.fits
+    assert "memory not known" in str(found)
+
+
+def test_a_network_that_looks_at_its_numbers_is_timed_all_the_same():
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv3d(1, 3, 1)
+
+        def forward(self, image):
+            return self.layer(image) * (2.0 if image.mean().item() > 0 else 1.0)
+
+    found = estimate(Looks(), config_of(), plan_of(), "cpu")
+    assert found.memory_gib is None
+    assert found.fits
+
+
+def test_an_error_of_the_network_itself_is_not_hidden():
+    with pytest.raises(RuntimeError):
+        step_memory(nn.Conv3d(7, 3, 1), config_of(), plan_of())
+
+
+def test_free_memory_is_believable():
+    assert 50 * MIB < free_memory("cpu") < 2**44
