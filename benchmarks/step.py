@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -152,18 +153,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--scale", default="small", choices=["small", "published"])
+    parser.add_argument("--scales", nargs="*", default=["small", "published"], choices=["small", "published"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    for name in options.networks:
-        row = measure(name, options.scale, options.device, options.precision == "bf16", options.repeats)
+    for scale, name in itertools.product(options.scales, options.networks):
+        row = measure(name, scale, options.device, options.precision == "bf16", options.repeats)
         if options.json:
             print(json.dumps(row), flush=True)
         else:
             print(
-                f"{name:12} ours {row['ratio_to_supervised']:.2f} x supervised, naive {row['ratio_naive']:.2f} x, "
+                f"{name:12} {scale:9} ours {row['ratio_to_supervised']:.2f} x supervised, naive {row['ratio_naive']:.2f} x, "
                 f"overhead {row['overhead']:.1%}, memory {row['memory']:.2f} x "
                 f"(naive {row['memory_naive']:.2f} x)",
                 flush=True,
