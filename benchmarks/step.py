@@ -164,8 +164,8 @@ def main() -> None:
             print(json.dumps(row), flush=True)
         else:
             print(
-                f"{name:12} {scale:9} ours {row['ratio_to_supervised']:.2f} x supervised, naive {row['ratio_naive']:.2f} x, "
-                f"overhead {row['overhead']:.1%}, memory {row['memory']:.2f} x "
+                f"{name:12} {scale:9} ours {row['ratio_to_supervised']:.2f} x supervised, "
+                f"naive {row['ratio_naive']:.2f} x, overhead {row['overhead']:.1%}, memory {row['memory']:.2f} x "
                 f"(naive {row['memory_naive']:.2f} x)",
                 flush=True,
             )
