@@ -10,6 +10,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is kept in the cache of whoever runs the tests."""
+    os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
 ORIENTATIONS = ("RAS", "LPS", "PSR", "SAL")
 
 

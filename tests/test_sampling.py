@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from medcontext.data.augment_config import AugmentConfig
-from medcontext.data.cache import cache_key, prepare_all
+from medcontext.data.cache import prepare_all
 from medcontext.data.check import check_dataset
 from medcontext.data.dataset import open_dataset
 from medcontext.data.plan import make_plan
@@ -176,20 +176,3 @@ def test_what_is_held_in_memory_does_not_grow_with_the_cases(prepared, tmp_path)
     gc.collect()
     # isinstance would wake every lazy object of every library.
     assert 0 < sum(type(each) is Prepared for each in gc.get_objects()) <= OPEN_CASES
-
-
-def test_the_cache_knows_content_and_plan(own_tiny, tmp_path):
-    dataset = open_dataset(own_tiny)
-    plan = make_plan(check_dataset(dataset))
-    case = dataset.cases["case_00"]
-    key = cache_key(case, plan)
-    assert cache_key(case, dataclasses.replace(plan, patch=(8, 8, 8), steps=7)) == key
-    assert cache_key(case, dataclasses.replace(plan, spacing=(2, 2, 2))) != key
-    assert cache_key(dataset.cases["case_01"], plan) != key
-    first = prepare_all(dataset.cases.values(), plan, tmp_path / "cache")
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.b2nd")}
-    assert len(before) == 8
-    assert prepare_all(dataset.cases.values(), plan, tmp_path / "cache") == first
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.b2nd")}
-    case.label.write_bytes(dataset.cases["case_01"].label.read_bytes())
-    assert cache_key(case, plan) != key

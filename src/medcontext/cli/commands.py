@@ -96,6 +96,7 @@ def plan(
         cache: Folder that remembers what has been checked; None: ~/.cache/medcontext.
     """
     from medcontext.cli.tables import fingerprint_table, plan_table, print_table
+    from medcontext.data.cache import estimate_bytes
     from medcontext.data.dataset import open_dataset
     from medcontext.data.fingerprint import take_fingerprint
     from medcontext.data.plan_file import diff_plans, read_plan, write_plan
@@ -116,6 +117,7 @@ def plan(
         print(f"- {reason}")
     settings = resolve(asked, planned, chosen)
     print(f"on {chosen}: {estimate(build(settings, planned), settings, planned, chosen)}")
+    print(f"prepared cases: about {estimate_bytes(report.facts.values(), planned) / 1e6:,.0f} MB in {settings.cache}")
     if against is not None:
         differences = diff_plans(read_plan(against), planned)
         print("\n".join(differences) or f"the same plan as {against}")

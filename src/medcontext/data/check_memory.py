@@ -14,7 +14,7 @@ from medcontext.data.findings import Finding
 from medcontext.data.labels import Labels
 from medcontext.files import replacing
 
-FORMAT = 1
+FORMAT = 2
 """Raised when a check changes, so that what older versions found is not used."""
 
 DETACHED = (".mhd", ".nhdr")

@@ -40,8 +40,8 @@ class CaseFacts:
         intensities: Of each channel over the whole scan: minimum, 0.5 and 99.5 percentiles (of a sample of
             :data:`PERCENTILE_VOXELS` where the scan is larger), maximum.
         ignored: Number of voxels that carry the ignore label.
-        filled: Share of the scan's voxels that lies in the smallest box around all voxels above their channel's
-            minimum: what is left when an empty border is cut off.
+        filled: Share of the scan's voxels that lies in the smallest box around all that are not 0 in every channel:
+            what is left when an empty border is cut off.
     """
 
     shape: tuple[int, int, int]
@@ -166,10 +166,7 @@ def _intensities(channel: npt.NDArray[np.float32]) -> tuple[float, float, float,
 
 
 def _filled(array: npt.NDArray[np.float32]) -> float:
-    planes = array.transpose(0, 3, 2, 1)
-    above = np.zeros(planes.shape[1:], dtype=bool)
-    for values in planes:
-        above |= values > values.min()
+    above = np.any(array.transpose(0, 3, 2, 1) != 0, axis=0)
     share = 1.0
     for axis in range(3):
         first, second = (other for other in (2, 1, 0) if other != axis)
