@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from medcontext.data.augment_config import AugmentConfig
 from medcontext.data.cache import prepare_all
 from medcontext.data.check import check_dataset
 from medcontext.data.dataset import open_dataset
+from medcontext.data.loading import batches_of
 from medcontext.data.plan import Plan, make_plan
 from medcontext.data.prepare import read_prepared
 from medcontext.data.sampling import PatchBatches
@@ -57,7 +57,7 @@ def medcontext(source: Source, workers: int) -> Batches:
     """This package."""
     plan, folders = planned(source)
     batches = PatchBatches(folders, plan, CHANGES, seed=0, steps=1_000_000)
-    for batch in DataLoader(batches, batch_size=None, num_workers=workers):
+    for batch in batches_of(batches, range(len(batches)), workers):
         yield len(batch["image"])
 
 

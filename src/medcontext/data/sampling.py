@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from threading import get_ident
 from typing import Any, TypedDict
 
 import numpy as np
@@ -81,7 +82,7 @@ class PatchBatches(Dataset[Batch]):
         return self._names[int(order[place])]
 
     def _patch(self, name: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        case = _open(self._folders[name])
+        case = _open(self._folders[name], get_ident())
         plan, patch = self._plan, self._plan.patch
         deformation = draw_deformation(self._augment, plan.spacing, patch, rng)
         start = _draw_start(case, patch, rng)
@@ -96,7 +97,8 @@ class PatchBatches(Dataset[Batch]):
 
 
 @lru_cache(maxsize=OPEN_CASES)
-def _open(folder: Path) -> Prepared:
+def _open(folder: Path, thread: int) -> Prepared:
+    """A case for one thread: an array that two threads read at a time would be read wrongly."""
     return read_prepared(folder)
 
 
