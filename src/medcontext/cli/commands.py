@@ -257,6 +257,65 @@ def report(run: Path, baseline: Path | None = None, device: str = "auto", networ
     return 0
 
 
+def compare(a: list[Path] | Path, b: list[Path] | Path, truth: Path | None = None, json: Path | None = None) -> int:
+    """Compare two methods on the same cases: difference, confidence interval, tests; in words whether it is noise.
+
+    Args:
+        a: The baseline: a run folder, a file of scores, or with truth a folder of label maps; in brackets one per seed.
+        b: The other, in the same way.
+        truth: Folder of true label maps, where a and b are folders of label maps.
+        json: Also write everything to this file.
+    """
+    from medcontext.cli.tables import print_table
+    from medcontext.evaluation.compare import compare_runs, comparison_table
+
+    first, second = ([each] if isinstance(each, Path) else each for each in (a, b))
+    result = compare_runs(first, second, truth)
+    print_table(comparison_table(result, _name(first), _name(second)))
+    if json is not None:
+        write_json(json, result)
+    return 0
+
+
+def _name(paths: list[Path]) -> str:
+    return paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
+
+
+def study(
+    file: Path,
+    data_root: Path,
+    out: Path | None = None,
+    jobs: int = 1,
+    device: str = "auto",
+    cache: Path | None = None,
+    results: Path | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Train and compare everything that a study file asks for; called again, it goes on where it stopped.
+
+    Args:
+        file: The study (YAML); the folder 'studies' has examples.
+        data_root: Folder of the data sets that it names.
+        out: Folder for the runs; None: runs/NAME.
+        jobs: Runs side by side, each with its share of the cores.
+        device: auto, cpu, cuda or mps.
+        cache: Folder of prepared cases; None: ~/.cache/medcontext.
+        results: Folder for tables, figures and the summary; None: the folder of the runs.
+        dry_run: Say what would be run, and how long it would take.
+    """
+    from medcontext.cli.tables import print_table
+    from medcontext.studies.conduct import conduct, rehearse
+
+    progress = Progress()
+    if dry_run:
+        print_table(rehearse(file, data_root, out, jobs=jobs, device=device, cache=cache, progress=progress))
+        return 0
+    failed = conduct(file, data_root, out, jobs=jobs, device=device, cache=cache, results=results, progress=progress)
+    for name, error in failed.items():
+        progress.say(f"{name}: {error}")
+    return 1 if failed else 0
+
+
 def demo(out: Path = Path("demo"), seed: int = 0, replace: bool = False) -> int:
     """The whole way on phantoms, in a few minutes: MedContext beside the supervised baseline, from scans to report.
 

@@ -28,6 +28,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
         commands.predict,
         commands.evaluate,
         commands.report,
+        commands.compare,
+        commands.study,
         commands.demo,
         commands.networks,
     )

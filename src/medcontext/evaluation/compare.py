@@ -1,0 +1,208 @@
+"""Two methods on the same cases: is one better, by how much, for which label."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from medcontext.errors import MedContextError
+from medcontext.evaluation.evaluate import evaluate
+from medcontext.evaluation.statistics import DEFINITION, Scores, holm, paired
+from medcontext.files import read_json
+
+METRICS = {"dice": True, "hd95_mm": False}
+"""Metric -> whether higher is better."""
+
+OVERALL = "overall"
+
+
+def compare(first: Path, second: Path, truth: Path | None = None) -> dict[str, Any]:
+    """Compare two sets of predictions of the same cases.
+
+    Args:
+        first: The baseline: a run folder that has been scored, a file that ``medcontext evaluate --json`` wrote, or,
+            with ``truth``, a folder of label maps.
+        second: The same of the other method.
+        truth: Folder of true label maps.
+
+    Returns:
+        As :func:`compare_evaluations`.
+
+    Raises:
+        MedContextError: Nothing to compare there, or no case that both have.
+    """
+    return compare_runs([first], [second], truth)
+
+
+def compare_runs(first: Sequence[Path], second: Sequence[Path], truth: Path | None = None) -> dict[str, Any]:
+    """The same for several seeds: the runs at the same place in both lists are paired.
+
+    Raises:
+        MedContextError: Also where the lists differ in length.
+    """
+    if len(first) != len(second) or not first:
+        raise MedContextError(
+            "Runs are compared in pairs, one of each method for each seed.",
+            found=f"{len(first)} and {len(second)} runs",
+            remedy="give as many of one method as of the other, seed by seed",
+        )
+    pairs = [(_evaluation(a, truth), _evaluation(b, truth)) for a, b in zip(first, second, strict=True)]
+    for (a, b), (of_a, of_b) in zip(zip(first, second, strict=True), pairs, strict=True):
+        if not _cases(of_a) & _cases(of_b):
+            raise MedContextError(
+                "These two have no case in common.",
+                file=b,
+                found=", ".join(sorted(_cases(of_b))[:3]),
+                expected=f"cases of {a}, such as {', '.join(sorted(_cases(of_a))[:3])}",
+                remedy="compare runs that were tested on the same cases",
+            )
+    return compare_evaluations([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Compare results of :func:`~medcontext.evaluation.evaluate.evaluate`, one of each method for each seed.
+
+    The overall score of a case is the mean over its labels in which both methods have a score. Cases that only one of
+    a pair has are left out.
+
+    Returns:
+        A plain dict that can be written as JSON: ``seeds``; ``unpaired`` (cases, over the seeds, that only one of a
+        pair has); for ``dice`` and ``hd95_mm`` each ``overall`` and ``labels`` (label -> ``name`` where known, and the
+        fields of :class:`~medcontext.evaluation.statistics.Paired`), None where no pair has a score; ``definition``.
+    """
+    labels = sorted({row["label"] for each in (*first, *second) for row in each["cases"]})
+    cases = sorted({case for a, b in zip(first, second, strict=True) for case in _cases(a) & _cases(b)})
+    unpaired = sum(len(_cases(a) ^ _cases(b)) for a, b in zip(first, second, strict=True))
+    names = {
+        int(label): entry["name"]
+        for each in (*first, *second)
+        for label, entry in each["mean"]["labels"].items()
+        if "name" in entry
+    }
+    result: dict[str, Any] = {"seeds": len(first), "unpaired": unpaired}
+    for metric, higher in METRICS.items():
+        one, two = _scores(first, metric, cases, labels), _scores(second, metric, cases, labels)
+        defined = np.isfinite(one) & np.isfinite(two)
+        overall = paired(_over_labels(one, defined), _over_labels(two, defined), higher_is_better=higher)
+        each = [paired(one[..., k], two[..., k], higher_is_better=higher) for k in range(len(labels))]
+        corrected = iter(holm([found.p for found in each if found is not None]))
+        by_label = {
+            str(label): None
+            if found is None
+            else ({"name": names[label]} if label in names else {})
+            | dataclasses.replace(found, p_holm=next(corrected)).to_dict()
+            for label, found in zip(labels, each, strict=True)
+        }
+        result[metric] = {OVERALL: None if overall is None else overall.to_dict(), "labels": by_label}
+    return result | {"definition": dict(DEFINITION)}
+
+
+def per_case(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Case -> difference of its overall Dice, second minus first, averaged over the seeds; the largest first."""
+    labels = sorted({row["label"] for each in (*first, *second) for row in each["cases"]})
+    cases = sorted({case for a, b in zip(first, second, strict=True) for case in _cases(a) & _cases(b)})
+    differences = _scores(second, "dice", cases, labels) - _scores(first, "dice", cases, labels)
+    means = _over_labels(differences, np.isfinite(differences))
+    known = np.isfinite(means)
+    by_case = np.where(known, means, 0).sum(axis=0) / np.maximum(1, known.sum(axis=0))
+    found = [(case, float(by_case[k])) for k, case in enumerate(cases) if known[:, k].any()]
+    return dict(sorted(found, key=lambda pair: (-pair[1], pair[0])))
+
+
+def comparison_table(result: Mapping[str, Any], first: str, second: str) -> Table:
+    """A row per label and metric, then the overall ones, for the terminal."""
+    made = Table(caption=verdict(result, first, second))
+    made.add_column("label")
+    made.add_column("score")
+    for heading in (first, second, "difference [95 %]", "p", "effect", "win/tie/loss", "left out"):
+        made.add_column(Text(heading), justify="right")
+    for label, dice in result["dice"]["labels"].items():
+        hd95 = result["hd95_mm"]["labels"][label]
+        made.add_row(Text(f"{label} {(dice or {}).get('name', '')}".strip()), "Dice", *_cells(dice, ".3f"))
+        made.add_row("", "HD95 mm", *_cells(hd95, ".2f"))
+    made.add_section()
+    made.add_row(OVERALL, "Dice", *_cells(result["dice"][OVERALL], ".3f"))
+    made.add_row("", "HD95 mm", *_cells(result["hd95_mm"][OVERALL], ".2f"))
+    return made
+
+
+def verdict(result: Mapping[str, Any], first: str, second: str) -> str:
+    """The overall Dice in one plain sentence."""
+    found = result["dice"][OVERALL]
+    if found is None:
+        return f"{first} and {second} have no scored case in common."
+    over = f"{found['cases']} cases" + (f" and {found['seeds']} seeds" if found["seeds"] > 1 else "")
+    if found["interval"] is None:
+        return f"One case says nothing about others: {second} {found['difference']:+.4f} Dice."
+    low, high = found["interval"]
+    size = f"{found['difference']:+.4f} Dice (95 % interval {low:+.4f} to {high:+.4f}) over {over}"
+    if found["distinguishable"]:
+        return f"{second} is {'better' if found['difference'] > 0 else 'worse'} than {first}: {size}."
+    return f"The difference is not distinguishable from noise: {second} against {first}, {size}."
+
+
+def _cells(entry: Mapping[str, Any] | None, form: str) -> list[str]:
+    if entry is None:
+        return ["-"] * 7
+    ends = "" if entry["interval"] is None else f" [{', '.join(format(end, '+' + form) for end in entry['interval'])}]"
+    return [
+        format(entry["first"], form),
+        format(entry["second"], form),
+        format(entry["difference"], "+" + form) + ends + ("" if entry["distinguishable"] else " noise"),
+        f"{entry['p'] if entry['p_holm'] is None else entry['p_holm']:.2g}",
+        f"{entry['effect']:+.2f}",
+        f"{entry['wins']}/{entry['ties']}/{entry['losses']}",
+        str(entry["left_out"]),
+    ]
+
+
+def _evaluation(path: Path, truth: Path | None) -> dict[str, Any]:
+    """What was measured: read from a run folder or a file, or measured now."""
+    if truth is not None:
+        return evaluate(path, truth)
+    file = path / "test" / "evaluation.json" if path.is_dir() else path
+    if not file.is_file():
+        raise MedContextError(
+            "There are no scores here to compare.",
+            file=path,
+            expected="a run folder with test/evaluation.json, or a file of 'medcontext evaluate --json'",
+            remedy="write the run's report first (medcontext report), or, for a folder of label maps, give --truth",
+        )
+    result: dict[str, Any] = read_json(file)
+    if not isinstance(result, dict) or not {"cases", "mean"} <= result.keys():
+        raise MedContextError(
+            "This file holds no scores.", file=file, expected="what 'medcontext evaluate --json' writes"
+        )
+    return result
+
+
+def _cases(evaluation: Mapping[str, Any]) -> set[str]:
+    return {row["case"] for row in evaluation["cases"]}
+
+
+def _scores(
+    evaluations: Sequence[Mapping[str, Any]], metric: str, cases: Sequence[str], labels: Sequence[int]
+) -> Scores:
+    """``(seeds, cases, labels)``, NaN where there is no score."""
+    at_case = {case: k for k, case in enumerate(cases)}
+    at_label = {label: k for k, label in enumerate(labels)}
+    scores = np.full((len(evaluations), len(cases), len(labels)), np.nan)
+    for seed, evaluation in enumerate(evaluations):
+        for row in evaluation["cases"]:
+            if row[metric] is not None and row["case"] in at_case:
+                scores[seed, at_case[row["case"]], at_label[row["label"]]] = row[metric]
+    return scores
+
+
+def _over_labels(scores: Scores, defined: Any) -> Scores:
+    """Mean over the labels that are defined; NaN where none is."""
+    count = defined.sum(axis=-1)
+    total = np.where(defined, scores, 0).sum(axis=-1)
+    means: Scores = np.where(count > 0, total / np.maximum(1, count), np.nan)
+    return means

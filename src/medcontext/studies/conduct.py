@@ -1,0 +1,97 @@
+"""A study from its file to its results: what ``medcontext study`` does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from medcontext.errors import MedContextError
+from medcontext.progress import Progress, clock
+from medcontext.studies.forecast import Forecast, forecast
+from medcontext.studies.results import gather
+from medcontext.studies.study import run_study, threads_for
+from medcontext.studies.study_file import read_study
+
+
+def conduct(
+    file: Path,
+    data_root: Path,
+    out: Path | None = None,
+    *,
+    jobs: int = 1,
+    device: str = "auto",
+    cache: Path | None = None,
+    results: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, MedContextError]:
+    """Do what is left of a study, and write what came of it so far.
+
+    Args:
+        file: Study file.
+        data_root: Folder of the data sets.
+        out: Folder for the runs; None: ``runs/NAME``.
+        jobs: Runs at a time, each on its share of the cores.
+        device: To train on.
+        cache: Folder of prepared cases; None: ``~/.cache/medcontext``.
+        results: Folder for the results of all studies; None: the study's own folder.
+        progress: Where to say how far it is.
+
+    Returns:
+        The runs that failed, by name, and why.
+
+    Raises:
+        KeyboardInterrupt: Stopped; what is done has been gathered, and the same call goes on.
+        MedContextError: The file is no study, its folder is in use, or no run was done.
+    """
+    study = read_study(file, data_root)
+    out = out or Path("runs") / study.name
+    results = results or out
+    failed = run_study(study, out, jobs=jobs, device=device, cache=cache, progress=progress)
+    if len(failed) == len(study.runs):
+        raise next(iter(failed.values()))
+    gather(study, out, results)
+    return failed
+
+
+def rehearse(
+    file: Path,
+    data_root: Path,
+    out: Path | None = None,
+    *,
+    jobs: int = 1,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Table:
+    """The runs of a study and the time each will take, as a table for the terminal; nothing is trained."""
+    study = read_study(file, data_root)
+    runs = forecast(
+        study,
+        out or Path("runs") / study.name,
+        device=device,
+        threads=threads_for(jobs),
+        cache=cache,
+        progress=progress,
+    )
+    return _table(study.name, runs, jobs)
+
+
+def _table(name: str, runs: list[Forecast], jobs: int) -> Table:
+    table = Table(title=f"{name}: {len(runs)} runs", caption=_total(runs, jobs))
+    for column in ("run", "state", "steps", "time left"):
+        table.add_column(column, justify="left" if column in ("run", "state") else "right")
+    for each in runs:
+        steps = each.run.config.max_steps
+        left = "not known" if each.seconds is None else clock(each.seconds)
+        table.add_row(Text(each.run.name), each.state, "as planned" if steps is None else f"{steps:,}", left)
+    return table
+
+
+def _total(runs: list[Forecast], jobs: int) -> str:
+    unknown = sum(each.seconds is None for each in runs)
+    if unknown:
+        return f"the time of {unknown} run(s) is not known"
+    seconds = sum(each.seconds or 0.0 for each in runs)
+    return f"{clock(seconds)} of training in all, {clock(seconds / jobs)} with {jobs} at a time"

@@ -1,0 +1,79 @@
+"""The gains of a study as one figure."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0578d", "#946200", "#4b4fc4")
+
+
+def gains_figure(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
+    """Difference of the mean Dice with its 95 % interval.
+
+    Over the number of training cases, a curve for each comparison, where one of them was made for several numbers; else
+    a row for each comparison.
+
+    Returns:
+        An SVG, the same for the same comparisons; None where nothing was compared.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    shown = [each for each in comparisons if each["result"]["dice"]["overall"] is not None]
+    if not shown:
+        return None
+    curves: dict[str, list[Mapping[str, Any]]] = {}
+    for each in shown:
+        fixed = [level for factor, level in each["levels"].items() if factor != "training_cases"]
+        name = ", ".join([*fixed, f"{each['arm']} - {each['baseline']}"])
+        curves.setdefault(name, []).append(each)
+    as_curves = any(len({each["training_cases"] for each in points}) > 1 for points in curves.values())
+    figure = Figure(figsize=(7.2, 4.2) if as_curves else (7.2, 1.2 + 0.34 * len(curves)), layout="constrained")
+    axes = figure.subplots()
+    if as_curves:
+        _draw_curves(axes, curves)
+    else:
+        _draw_rows(axes, curves)
+    axes.spines[["top", "right"]].set_visible(False)
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "medcontext", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def _draw_curves(axes: Any, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    places = sorted({each["training_cases"] for points in curves.values() for each in points})
+    axes.axhline(0, color="#5b6470", linewidth=1)
+    for place, (name, points) in enumerate(curves.items()):
+        points = sorted(points, key=lambda each: int(each["training_cases"]))
+        # Side by side, so that intervals at the same number don't cover one another.
+        x = [places.index(each["training_cases"]) + 0.08 * (place - (len(curves) - 1) / 2) for each in points]
+        values, errors = _values(points)
+        colour = COLOURS[place % len(COLOURS)]
+        axes.errorbar(x, values, errors, color=colour, marker="o", markersize=4, capsize=3, linewidth=1.5, label=name)
+    axes.set_xticks(range(len(places)), [str(each) for each in places])
+    axes.set_xlabel("training cases")
+    axes.set_ylabel("gain in Dice, with 95 % interval")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_rows(axes: Any, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    rows = {name: points[0] for name, points in curves.items()}
+    values, errors = _values(list(rows.values()))
+    axes.axvline(0, color="#5b6470", linewidth=1)
+    axes.errorbar(values, range(len(rows)), xerr=errors, fmt="o", color=COLOURS[0], markersize=4, capsize=3)
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("difference in Dice, with 95 % interval")
+
+
+def _values(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[list[float]]]:
+    """Differences, and how far their intervals reach below and above."""
+    found = [each["result"]["dice"]["overall"] for each in points]
+    ends = [each["interval"] or (each["difference"], each["difference"]) for each in found]
+    return [each["difference"] for each in found], [
+        [max(0.0, each["difference"] - low) for each, (low, _) in zip(found, ends, strict=True)],
+        [max(0.0, high - each["difference"]) for each, (_, high) in zip(found, ends, strict=True)],
+    ]

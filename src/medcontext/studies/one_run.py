@@ -1,0 +1,70 @@
+"""One run of a study, in a process of its own: ``python -m medcontext.studies.one_run TASK``, TASK being JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from medcontext.errors import MedContextError
+from medcontext.studies.study_file import PlannedRun
+from medcontext.training.run import RunFolder, from_stored, plain
+
+
+def task(planned: PlannedRun, data: Path, out: Path, device: str, cache: Path | None) -> str:
+    """What the process is told: everything, so that a study file edited meanwhile changes nothing under way."""
+    config = dataclasses.replace(planned.config, method=planned.config.method_config(), device=device, cache=cache)
+    return json.dumps({"data": str(data), "out": str(out), "name": planned.name, "config": plain(config)})
+
+
+def do(told: dict[str, Any]) -> None:
+    """Train the run to its end, score its held-out cases, and remove the checkpoint that is no longer needed."""
+    from medcontext.data.dataset import open_dataset
+    from medcontext.progress import Progress
+    from medcontext.studies.holdout import score_held_out
+    from medcontext.studies.study import state_of
+    from medcontext.training.train import train
+
+    out, config, progress = Path(told["out"]), from_stored(told["config"]), Progress()
+    run = RunFolder(out / told["name"])
+    if state_of(PlannedRun(told["name"], {}, config), out) in ("new", "begun"):
+        began_at = commit()
+        train(told["data"], run.path, config, resume=True, progress=progress)
+        run.note(commit=began_at)
+    score_held_out(run, open_dataset(Path(told["data"])), device=config.device, progress=progress)
+    run.last.unlink(missing_ok=True)
+
+
+def commit() -> str | None:
+    """The commit of the source that is running, with ``+`` where files differ from it; None: not from a repository."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 failed, 130 stopped."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        do(json.loads(sys.argv[1]))
+    except MedContextError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""The runs of a study, side by side in processes of their own: skipped when done, resumed where they stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, Literal
+
+from medcontext.data.split_file import read_split_file
+from medcontext.errors import MedContextError
+from medcontext.progress import Progress, clock
+from medcontext.studies.study_file import PlannedRun, Study
+from medcontext.training.run import RunFolder, from_stored, to_resume
+
+State = Literal["done", "trained", "begun", "new"]
+
+LOOK_SECONDS = 0.5
+"""How often the processes are looked at."""
+
+
+def state_of(planned: PlannedRun, out: Path) -> State:
+    """How far a run is: ``done`` is trained to its last step and scored on the held-out cases after that.
+
+    Raises:
+        MedContextError: There is a run of this name with other settings or other held-out cases.
+    """
+    run = RunFolder(out / planned.name)
+    if not run.open(resume=True, replace=False):
+        return "new"
+    stored = from_stored(run.read_config())
+    to_resume(planned.config, stored, run.path)
+    assert planned.config.split is not None
+    fold = read_split_file(planned.config.split).folds[planned.config.fold]
+    if set(run.read_split().test) != set(fold.test) or stored.few_shot != planned.config.few_shot:
+        raise MedContextError(
+            "This run was made for other cases than the study asks for.",
+            file=run.path,
+            expected=f"{len(fold.test)} held-out cases of {planned.config.split}",
+            remedy="move it away, or give the study another folder",
+        )
+    rows = [row["step"] for row in run.history() if row["kind"] == "train"]
+    if not run.best.is_file() or not rows or rows[-1] != stored.max_steps:
+        return "begun"
+    scored = run.evaluation.is_file() and run.evaluation.stat().st_mtime >= run.best.stat().st_mtime
+    return "done" if scored else "trained"
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    jobs: int = 1,
+    device: str = "auto",
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, MedContextError]:
+    """Do every run of a study that is not done yet: train, predict and score its held-out cases.
+
+    Each run is a run folder below ``out``, made by a process of its own, whose output goes to a ``.log`` file beside
+    it. The cores are shared evenly between the processes. Checkpoints of runs that are done are removed.
+
+    Args:
+        study: The study.
+        out: Its folder.
+        jobs: Runs at a time.
+        device: To train on.
+        cache: Folder of prepared cases; None: ``~/.cache/medcontext``.
+        progress: Where to say how far it is.
+
+    Returns:
+        The runs that failed, by name, and why; the others are done.
+
+    Raises:
+        KeyboardInterrupt: Stopped by Ctrl-C or SIGTERM. Every run under way has written its checkpoint.
+        MedContextError: Another process is at work in ``out``, or the split file is missing.
+    """
+    progress = progress or Progress(quiet=True)
+    failed: dict[str, MedContextError] = {}
+    _require_split(study)
+    with _alone(out) as lock:
+        waiting: deque[PlannedRun] = deque()
+        for planned in study.runs:
+            try:
+                if state_of(planned, out) != "done":
+                    waiting.append(planned)
+            except MedContextError as error:
+                failed[planned.name] = error
+                progress.say(f"{planned.name} is left alone: {error}")
+        done, began = len(study.runs) - len(waiting) - len(failed), time.monotonic()
+        progress.say(f"{study.name}: {len(study.runs)} runs, {done} done, {len(waiting)} to do, {jobs} at a time")
+        running: dict[subprocess.Popen[bytes], PlannedRun] = {}
+        with _interrupted_by_sigterm():
+            try:
+                while waiting or running:
+                    while waiting and len(running) < jobs:
+                        planned = waiting.popleft()
+                        running[_start(planned, study.data, out, jobs, device, cache, lock)] = planned
+                        progress.say(f"{planned.name}: started")
+                    for process in [each for each in running if each.poll() is not None]:
+                        planned = running.pop(process)
+                        if process.returncode == 0:
+                            done += 1
+                            progress.say(
+                                f"{planned.name}: done after {clock(time.monotonic() - began)}; {done} are done"
+                            )
+                        else:
+                            failed[planned.name] = _failure(planned, out, process.returncode)
+                            progress.say(f"{planned.name}: failed\n{failed[planned.name]}")
+                    time.sleep(LOOK_SECONDS)
+            finally:
+                _stop(running, progress)
+    return failed
+
+
+def _require_split(study: Study) -> None:
+    """Once, before every run would fail of it."""
+    split = study.runs[0].config.split
+    assert split is not None
+    if not split.is_file():
+        raise MedContextError(
+            "The split file of this study is missing.",
+            file=split,
+            remedy="make it with 'medcontext split', or bring the data set with 'medcontext data import'",
+        )
+    read_split_file(split)
+
+
+def _start(
+    planned: PlannedRun, data: Path, out: Path, jobs: int, device: str, cache: Path | None, lock: IO[str]
+) -> subprocess.Popen[bytes]:
+    """A process for one run, in a session of its own: Ctrl-C reaches it once, through :func:`_stop`."""
+    from medcontext.studies.one_run import task
+
+    threads = str(threads_for(jobs))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    log = _log(planned, out)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "medcontext.studies.one_run", task(planned, data, out, device, cache)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            pass_fds=[lock.fileno()],
+        )
+
+
+def _stop(running: Mapping[subprocess.Popen[bytes], PlannedRun], progress: Progress) -> None:
+    """Ask each process to write its checkpoint and end, and wait until all have."""
+    if not running:
+        return
+    progress.say(f"stopping {len(running)} run(s); their checkpoints are being written")
+    for process in running:
+        process.send_signal(signal.SIGINT)
+    for process in running:
+        process.wait()
+
+
+def _failure(planned: PlannedRun, out: Path, code: int) -> MedContextError:
+    log = _log(planned, out)
+    last = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()][-5:]
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return MedContextError(
+        "A run of the study failed.",
+        file=log,
+        found="\n".join([how, *last]),
+        remedy="mend what the log says and start the study again: it goes on where it stopped",
+    )
+
+
+def _log(planned: PlannedRun, out: Path) -> Path:
+    return out / f"{planned.name}.log"
+
+
+def threads_for(jobs: int) -> int:
+    """Each run's share of the cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[IO[str]]:
+    """Hold the folder's lock. The processes of the runs inherit it, so it is held for as long as any of them lives."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MedContextError(
+                "Another process is at work in the folder of this study.",
+                file=out,
+                remedy="wait for it, or stop it; what a killed study left is called 'medcontext.studies.one_run'",
+            ) from None
+        yield lock
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """While open, SIGTERM does what Ctrl-C does; and Ctrl-C works in the background, where a shell turns it off."""
+
+    def interrupt(number: int, frame: FrameType | None) -> Any:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,116 @@
+"""The results of a study as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from medcontext.progress import clock
+
+
+def results_page(found: Mapping[str, Any], *, has_figure: bool) -> str:
+    """The page.
+
+    Args:
+        found: As :func:`medcontext.studies.results.gather` returns it.
+        has_figure: Whether there is a figure of the study's name beside it.
+    """
+    missing = found["missing"]
+    parts = [
+        f"# {found['study']}",
+        found["about"],
+        f"Written by `medcontext study` on {found['date']}; runs at commit {', '.join(found['commits'])}, on "
+        f"{'; '.join(found['hardware'])}. Data: {found['dataset']}, split {found['split']}."
+        + (f" **Not done yet: {len(missing)} of {len(missing) + len(found['runs'])} runs.**" if missing else ""),
+    ]
+    if found["comparisons"]:
+        parts += ["## Comparisons", _comparisons(found["comparisons"])]
+        parts += ["\n".join(map(_in_words, found["comparisons"]))]
+    if has_figure:
+        parts.append(f"![Gain in Dice with 95 % intervals]({found['study']}.svg)")
+    parts += ["## Runs", "Means over seeds, with the lowest and the highest of the seeds.", _arms(found["runs"])]
+    meanings = found["definition"]["comparison"]
+    parts += ["## What the numbers mean", "\n".join(f"- {name}: {text}" for name, text in meanings.items())]
+    parts.append(f"All scores of all cases: [{found['study']}.csv]({found['study']}.csv); the settings and everything "
+                 f"else: [{found['study']}.json]({found['study']}.json).")  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_words(comparison: Mapping[str, Any]) -> str:
+    helped, hurt = (
+        ", ".join(f"{case} {gain:+.3f}" for case, gain in comparison[key]) for key in ("helped_most", "hurt_most")
+    )
+    return f"- {_cell_name(comparison)}{comparison['verdict']} Largest gains: {helped}; smallest: {hurt}."
+
+
+def _comparisons(comparisons: Iterable[Mapping[str, Any]]) -> str:
+    rows = []
+    for each in comparisons:
+        dice, hd95 = each["result"]["dice"]["overall"], each["result"]["hd95_mm"]["overall"]
+        if dice is None:
+            continue
+        first, second = each["seconds"]
+        rows.append(
+            [
+                _cell_name(each).removesuffix(": "),
+                f"{each['arm']} against {each['baseline']} ({each['name']})",
+                str(len(each["seeds"])),
+                f"{dice['first']:.4f}",
+                f"{dice['second']:.4f}",
+                _difference(dice, ".4f"),
+                f"{dice['p']:.2g}",
+                f"{dice['wins']}/{dice['ties']}/{dice['losses']}",
+                _difference(hd95, ".3f"),
+                f"{second / first:.2f}" if first else "-",
+            ]
+        )
+    heads = ["", "comparison", "seeds", "Dice before", "Dice", "difference [95 %]", "p", "win/tie/loss",
+             "HD95 mm difference [95 %]", "time ratio"]  # fmt: skip
+    return _table(heads, rows)
+
+
+def _arms(runs: Sequence[Mapping[str, Any]]) -> str:
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        levels = tuple(level for factor, level in run["levels"].items() if factor != "seed")
+        groups.setdefault(levels, []).append(run)
+    rows = []
+    for levels, of_levels in groups.items():
+        first = of_levels[0]
+        spread = {key: _spread([run[key] for run in of_levels], form) for key, form in
+                  (("dice", ".4f"), ("hd95_mm", ".2f"), ("validation_dice", ".4f"))}  # fmt: skip
+        missed = sum(run["missed"] for run in of_levels)
+        rows.append(
+            [
+                " / ".join(levels), str(len(of_levels)), str(first["training_cases"]), f"{first['steps']}",
+                f"{first['learning_rate']:g}", spread["dice"], spread["hd95_mm"], str(missed),
+                spread["validation_dice"], clock(fmean(run["seconds"] for run in of_levels)),
+            ]
+        )  # fmt: skip
+    heads = ["", "seeds", "cases", "steps", "learning rate", "Dice", "HD95 mm", "missed", "validation Dice", "time"]
+    return _table(heads, rows)
+
+
+def _cell_name(comparison: Mapping[str, Any]) -> str:
+    return ", ".join(comparison["levels"].values()) + ": " if comparison["levels"] else ""
+
+
+def _difference(entry: Mapping[str, Any] | None, form: str) -> str:
+    if entry is None:
+        return "-"
+    ends = "" if entry["interval"] is None else " [" + ", ".join(format(e, "+" + form) for e in entry["interval"]) + "]"
+    return f"{entry['difference']:+{form}}{ends}" + ("" if entry["distinguishable"] else " (noise)")
+
+
+def _spread(values: Sequence[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    ends = f" ({min(known):{form}} to {max(known):{form}})" if len(known) > 1 else ""
+    return f"{fmean(known):{form}}{ends}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,37 @@
+"""The commands that compare and study; what they compute is tested where it is computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import write_nifti
+from tests.test_cli import run
+
+STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
+
+
+def test_two_methods_are_compared_on_the_same_label_maps(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for case in range(8):
+        truth = np.zeros((10, 10, 10), np.uint8)
+        truth[2:8, 2:8, 2:8] = 1
+        for folder, shift in (("truth", 0), ("near", int(rng.integers(0, 2))), ("far", 3)):
+            write_nifti(tmp_path / folder / f"case_{case}.nii.gz", np.roll(truth, shift, axis=0), np.eye(4))
+    folders = tmp_path / "far", tmp_path / "near"
+    assert run("compare", *folders, "--truth", tmp_path / "truth", "--json", tmp_path / "found.json") == 0
+    assert "near is better than far" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "found.json").read_text())
+    assert run("compare", *reversed(folders), "--truth", tmp_path / "truth") == 0
+    assert "far is worse than near" in " ".join(capsys.readouterr().out.split())
+    assert run("compare", f"[{folders[0]},{folders[1]}]", f"[{folders[1]}]", "--truth", tmp_path / "truth") == 1
+
+
+@pytest.mark.parametrize("file", [file.name for file in STUDIES])
+def test_every_study_that_ships_can_be_rehearsed_without_its_data(file, tmp_path, capsys):
+    assert run("study", STUDIES[0].parent / file, tmp_path, "--out", tmp_path / "runs", "--dry-run") == 0
+    assert " runs" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,168 @@
+"""Two methods on the same cases: from run folders, files and label maps to tables and plain words."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from medcontext.errors import MedContextError
+from medcontext.evaluation.compare import (
+    compare,
+    compare_evaluations,
+    compare_runs,
+    comparison_table,
+    per_case,
+    verdict,
+)
+from medcontext.evaluation.evaluate import evaluate
+from tests.conftest import write_nifti
+
+
+def evaluation(dice, hd95=None, *, names=False, cases=None):
+    """As evaluate gives it, of Dice ``(cases, labels)``; NaN stands for a label that is absent."""
+    dice = np.asarray(dice, dtype=float)
+    hd95 = np.full_like(dice, 2.0) if hd95 is None else np.asarray(hd95, dtype=float)
+    rows = [
+        {
+            "case": (cases or [f"case{k}" for k in range(len(dice))])[case],
+            "label": label + 1,
+            "dice": None if np.isnan(dice[case, label]) else dice[case, label],
+            "hd95_mm": None if np.isnan(hd95[case, label]) else hd95[case, label],
+            "outcome": "both",
+        }
+        for case in range(dice.shape[0])
+        for label in range(dice.shape[1])
+    ]
+    labels = {str(k + 1): {"name": f"organ {k + 1}"} if names else {} for k in range(dice.shape[1])}
+    return {"cases": rows, "mean": {"labels": labels}, "definition": {}, "unpredicted": []}
+
+
+def shown(result) -> str:
+    text = io.StringIO()
+    Console(file=text, width=200).print(comparison_table(result, "before", "after"))
+    return text.getvalue()
+
+
+@pytest.fixture
+def scores():
+    return np.random.default_rng(0).uniform(0.6, 0.9, (20, 2))
+
+
+def test_labels_and_overall_are_compared_and_the_labels_corrected(scores):
+    gained = scores + np.random.default_rng(1).normal([0.05, 0.0], 0.01, (20, 2))
+    hd95 = np.full((20, 2), 3.0)
+    result = compare_evaluations([evaluation(scores, hd95, names=True)], [evaluation(gained, hd95 - 1, names=True)])
+    one, two = result["dice"]["labels"]["1"], result["dice"]["labels"]["2"]
+    assert one["name"] == "organ 1"
+    assert one["difference"] == pytest.approx((gained - scores)[:, 0].mean())
+    assert one["distinguishable"]
+    assert not two["distinguishable"]
+    assert one["p_holm"] == pytest.approx(2 * one["p"])
+    assert two["p_holm"] == two["p"]
+    overall = result["dice"]["overall"]
+    assert overall["difference"] == pytest.approx((gained - scores).mean())
+    assert overall["p_holm"] is None
+    assert result["hd95_mm"]["overall"]["difference"] == -1
+    assert result["hd95_mm"]["overall"]["wins"] == 20
+    json.dumps(result, allow_nan=False)
+
+
+def test_absent_and_missed_structures_are_left_out_in_pairs_and_counted(scores):
+    first, second = scores.copy(), scores + 0.1
+    first[0, 0] = np.nan
+    second[1, 0] = np.nan
+    first[2], second[2] = np.nan, np.nan
+    result = compare_evaluations([evaluation(first)], [evaluation(second)])
+    assert (result["dice"]["labels"]["1"]["pairs"], result["dice"]["labels"]["1"]["left_out"]) == (17, 3)
+    assert result["dice"]["labels"]["1"]["difference"] == pytest.approx(0.1)
+    assert result["dice"]["overall"]["pairs"] == 19
+    # A label that only one of the two has must not count for the other.
+    assert result["dice"]["overall"]["difference"] == pytest.approx(0.1)
+
+
+def test_a_label_without_any_pair_has_no_numbers(scores):
+    second = scores.copy()
+    second[:, 1] = np.nan
+    result = compare_evaluations([evaluation(scores, names=True)], [evaluation(second, names=True)])
+    assert result["dice"]["labels"]["2"] is None
+    assert result["dice"]["labels"]["1"]["p_holm"] == 1.0
+    assert "-" in shown(result)
+
+
+def test_seeds_are_paired_by_their_place(scores):
+    firsts = [scores, scores - 0.2]
+    result = compare_evaluations([evaluation(each) for each in firsts], [evaluation(each + 0.01) for each in firsts])
+    assert result["seeds"] == 2
+    assert result["dice"]["overall"]["difference"] == pytest.approx(0.01)
+    assert result["dice"]["overall"]["interval"] == pytest.approx([0.01, 0.01])
+    crossed = compare_evaluations([evaluation(firsts[0]), evaluation(firsts[1])], [evaluation(e) for e in firsts[::-1]])
+    assert crossed["dice"]["overall"]["interval"][0] < -0.1
+    assert not crossed["dice"]["overall"]["distinguishable"]
+
+
+def test_cases_that_only_one_has_are_told(scores):
+    names = [f"case{k}" for k in range(1, 21)]
+    result = compare_evaluations([evaluation(scores)], [evaluation(scores, cases=names)])
+    assert result["unpaired"] == 2
+    assert result["dice"]["overall"]["cases"] == 19
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(0.02, "after is better than before"), (-0.02, "after is worse than before"), (0.0, "not distinguishable")],
+)
+def test_the_verdict_is_in_plain_words(scores, change, words):
+    noise = np.random.default_rng(2).normal(0, 0.005, scores.shape)
+    result = compare_evaluations([evaluation(scores)], [evaluation(scores + change + noise - noise.mean())])
+    assert words in verdict(result, "before", "after")
+    assert words in " ".join(shown(result).split())
+    assert "over 20 cases" in verdict(result, "before", "after")
+
+
+def test_cases_are_ranked_by_how_much_they_gain():
+    first = evaluation([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
+    second = evaluation([[0.4, 0.5], [0.9, 0.8], [0.5, 0.5]])
+    assert per_case([first], [second]) == pytest.approx({"case1": 0.35, "case2": 0.0, "case0": -0.05})
+    assert list(per_case([first], [second])) == ["case1", "case2", "case0"]
+
+
+def test_label_maps_run_folders_and_files_give_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    for case in range(4):
+        truth = np.zeros((10, 10, 10), np.uint8)
+        truth[2:6, 2:6, 2:6] = 1
+        truth[6:9, 6:9, 6:9] = 2
+        for folder, share in (("truth", 0.0), ("first", 0.2), ("second", 0.05)):
+            spoilt = np.where(rng.random(truth.shape) < share, 0, truth).astype(np.uint8)
+            write_nifti(tmp_path / folder / f"case{case}.nii.gz", spoilt, np.eye(4))
+    truth = tmp_path / "truth"
+    result = compare(tmp_path / "first", tmp_path / "second", truth)
+    for name in ("first", "second"):
+        (tmp_path / "runs" / name / "test").mkdir(parents=True)
+        written = json.dumps(evaluate(tmp_path / name, truth))
+        (tmp_path / "runs" / name / "test" / "evaluation.json").write_text(written)
+    of_runs = compare(tmp_path / "runs" / "first", tmp_path / "runs" / "second")
+    file = tmp_path / "runs" / "first" / "test" / "evaluation.json"
+    assert result == of_runs == compare(file, tmp_path / "runs" / "second")
+    assert result["dice"]["overall"]["wins"] == 4
+    assert result["dice"]["overall"]["effect"] == 1
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path, scores):
+    with pytest.raises(MedContextError, match="no scores here") as caught:
+        compare(tmp_path, tmp_path)
+    assert "--truth" in str(caught.value)
+    for name, each in (("a", evaluation(scores)), ("b", evaluation(scores, cases=[f"x{k}" for k in range(20)]))):
+        (tmp_path / f"{name}.json").write_text(json.dumps(each))
+    with pytest.raises(MedContextError, match="no case in common") as caught:
+        compare(tmp_path / "a.json", tmp_path / "b.json")
+    assert "case0" in str(caught.value)
+    with pytest.raises(MedContextError, match="in pairs"):
+        compare_runs([tmp_path / "a.json"], [])
+    (tmp_path / "c.json").write_text("[1]")
+    with pytest.raises(MedContextError, match="holds no scores"):
+        compare(tmp_path / "c.json", tmp_path / "a.json")

@@ -1,0 +1,143 @@
+"""Paired statistics against independent references, published examples, and the coverage that they promise."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from medcontext.evaluation.statistics import bootstrap_interval, holm, paired, rank_biserial, wilcoxon
+
+
+def test_holm_as_computed_by_hand_and_in_any_order():
+    # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04; never below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        p = rng.uniform(0, 0.1, 6)
+        rejected = set()
+        for place, index in enumerate(np.argsort(p)):
+            if p[index] > 0.05 / (6 - place):
+                break
+            rejected.add(index)
+        assert {k for k, each in enumerate(holm(list(p))) if each <= 0.05} == rejected
+
+
+def test_wilcoxon_of_darwins_maize():
+    # Heights of 15 pairs of plants in eighths of an inch, crossed minus self-fertilised (Fisher, The Design of
+    # Experiments, 1935): the negative ranks, 10 and 14 by hand, add up to 24; the exact p is 0.04126.
+    differences = np.array([49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48], dtype=float)
+    assert rank_biserial(differences) == pytest.approx((120 - 24 - 24) / 120)
+    assert wilcoxon(differences) == pytest.approx(0.04126, abs=5e-5)
+
+
+def test_wilcoxon_is_the_share_of_sign_patterns_as_extreme():
+    differences = np.array([0.3, -0.1, 0.7, 1.1, 0.5, -0.2, 0.9, 1.3])
+    ranks = scipy.stats.rankdata(np.abs(differences))
+    observed = abs((ranks * np.sign(differences)).sum())
+    sums = [abs((ranks * signs).sum()) for signs in itertools.product((-1, 1), repeat=8)]
+    assert wilcoxon(differences) == pytest.approx(np.mean([each >= observed for each in sums]))
+
+
+def test_zeros_count_against_a_difference_and_alone_say_nothing():
+    differences = np.linspace(0.1, 2, 12)
+    assert wilcoxon(np.zeros(5)) == 1.0
+    assert rank_biserial(np.zeros(5)) == 0.0
+    with_zeros = np.concatenate([differences, np.zeros(6)])
+    assert wilcoxon(with_zeros) == pytest.approx(
+        scipy.stats.wilcoxon(with_zeros, zero_method="pratt", method="auto").pvalue
+    )
+    assert rank_biserial(with_zeros) == 1.0
+
+
+@pytest.mark.parametrize("cases", [12, 60])
+def test_one_seed_is_the_ordinary_bootstrap(cases):
+    values = np.random.default_rng(cases).gamma(2.0, 1.0, (1, cases))
+    low, high = bootstrap_interval(values, seed=0)
+    reference = scipy.stats.bootstrap(values, np.mean, method="percentile", n_resamples=20_000, rng=1)
+    width = reference.confidence_interval.high - reference.confidence_interval.low
+    assert low == pytest.approx(reference.confidence_interval.low, abs=0.03 * width)
+    assert high == pytest.approx(reference.confidence_interval.high, abs=0.03 * width)
+    assert bootstrap_interval(values, seed=0) == (low, high)
+    assert bootstrap_interval(values, seed=1) != (low, high)
+
+
+def test_seeds_and_cases_are_resampled_together():
+    values = np.random.default_rng(5).normal(size=(4, 7)) + np.arange(4)[:, None] + 2 * np.arange(7)
+    values[2, 3] = np.nan
+    rng = np.random.default_rng(9)
+    means = [np.nanmean(values[np.ix_(rng.integers(0, 4, 4), rng.integers(0, 7, 7))]) for _ in range(20_000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    found = bootstrap_interval(values, seed=0)
+    assert found == pytest.approx((low, high), abs=0.03 * (high - low))
+
+
+def test_seeds_that_differ_widen_the_interval():
+    rng = np.random.default_rng(0)
+    cases = rng.normal(0, 0.1, (1, 40))
+    alike = bootstrap_interval(np.repeat(cases, 3, axis=0), seed=0)
+    apart = bootstrap_interval(cases + np.array([[-1.0], [0.0], [1.0]]), seed=0)
+    assert alike == pytest.approx(bootstrap_interval(cases, seed=0), abs=0.005)
+    assert apart[1] - apart[0] > 10 * (alike[1] - alike[0])
+
+
+@pytest.mark.parametrize(("seeds", "least"), [(1, 0.92), (8, 0.91)])
+def test_intervals_cover_the_truth_about_as_often_as_they_say(seeds, least):
+    rng = np.random.default_rng(1)
+    trials, covered = 400, 0
+    for trial in range(trials):
+        of_seeds, of_cases = rng.normal(0, 0.5, (seeds, 1)) * (seeds > 1), rng.normal(0, 1, (1, 40))
+        values = 0.3 + of_seeds + of_cases + rng.normal(0, 1, (seeds, 40))
+        low, high = bootstrap_interval(values, seed=trial, resamples=500)
+        covered += low <= 0.3 <= high
+    assert least <= covered / trials <= 0.99
+
+
+def test_a_comparison_counts_what_it_leaves_out_and_knows_which_way_is_better():
+    first = np.array([[1.0, 2.0, 3.0, np.nan, 5.0, 6.0]])
+    second = np.array([[2.0, 1.0, 3.0, 4.0, np.nan, 9.0]])
+    found = paired(first, second)
+    assert (found.cases, found.pairs, found.left_out, found.seeds) == (4, 4, 2, 1)
+    assert found.first == pytest.approx(3.0)
+    assert found.second == pytest.approx(3.75)
+    assert found.difference == pytest.approx(0.75)
+    assert (found.wins, found.ties, found.losses) == (2, 1, 1)
+    assert not found.distinguishable
+    lower = paired(first, second, higher_is_better=False)
+    assert (lower.wins, lower.ties, lower.losses) == (1, 1, 2)
+    assert lower.effect == -found.effect
+    assert paired(first, np.full_like(first, np.nan)) is None
+
+
+def test_wins_are_of_cases_averaged_over_the_seeds():
+    first = np.zeros((2, 3))
+    second = np.array([[3.0, -1.0, 1.0], [-1.0, -1.0, -1.0]])
+    found = paired(first, second)
+    assert (found.wins, found.ties, found.losses) == (1, 1, 1)
+    assert (found.seeds, found.cases, found.pairs) == (2, 3, 6)
+
+
+def test_noise_is_called_noise_and_a_clear_gain_is_not():
+    rng = np.random.default_rng(3)
+    first = rng.normal(0.8, 0.05, (3, 50))
+    assert not paired(first, first + rng.normal(0, 0.03, (1, 50)) - 0.0005).distinguishable
+    assert paired(first, first + rng.normal(0.02, 0.03, (3, 50))).distinguishable
+    assert paired(first[:, :1], first[:, :1] + 1).interval is None
+    assert not paired(first[:, :1], first[:, :1] + 1).distinguishable
+
+
+def test_folds_with_cases_of_their_own_can_be_compared():
+    first = np.full((3, 6), np.nan)
+    for fold in range(3):
+        first[fold, 2 * fold : 2 * fold + 2] = [0.5, 0.6]
+    found = paired(first, first + np.linspace(0.01, 0.02, 6))
+    assert (found.cases, found.pairs, found.left_out) == (6, 6, 12)
+    assert found.difference == pytest.approx(0.015)
+    assert 0.01 <= found.interval[0] < 0.015 < found.interval[1] <= 0.02

@@ -1,0 +1,410 @@
+"""Studies: expanded, skipped when done, resumed, apart from one another's failures, gathered."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medcontext.data.dataset import open_dataset
+from medcontext.data.split import make_split
+from medcontext.data.split_file import SplitFile, read_split_file, write_split_file
+from medcontext.errors import MedContextError
+from medcontext.inference.model import load_tensors
+from medcontext.method.presets import PRESETS
+from medcontext.studies.conduct import conduct, rehearse
+from medcontext.studies.forecast import forecast
+from medcontext.studies.results import gather, summary
+from medcontext.studies.study import run_study, state_of
+from medcontext.studies.study_file import read_study
+from medcontext.training import estimate
+from medcontext.training.run import RunFolder
+from tests.conftest import make_tiny
+
+SHIPPED = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
+
+TINY = {
+    "name": "tiny",
+    "about": "Does it work?",
+    "data": "data",
+    "split": "split.json",
+    "settings": {
+        "network_settings": {"features": [4, 4, 8], "strides": [[1] * 3, [2] * 3, [2] * 3], "kernels": [[3] * 3] * 3},
+        "patch": [16, 16, 16],
+        "batch_size": 1,
+        "max_steps": 4,
+        "log_every": 2,
+        "save_every": 1,
+        "validations": 1,
+        "precision": "fp32",
+    },
+    "factors": {
+        "training_cases": [2, "all"],
+        "arm": {
+            "supervised": {"preset": "supervised"},
+            "longer": {"preset": "supervised", "max_steps_factor": 2.3333},
+            "medcontext": {"preset": "medcontext", "method": {"ratio": 0.5}},
+        },
+        "seed": [0, 1],
+    },
+    "comparisons": [["supervised", "medcontext", "equal_steps"], ["longer", "medcontext", "equal_compute"]],
+}
+
+
+def dump(content) -> str:
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory) -> Path:
+    """A folder with data, a split, and the study above as it should be, read-only."""
+    room = tmp_path_factory.mktemp("study")
+    cases = open_dataset(make_tiny(room / "data")).cases
+    split = make_split(cases, test_share=0.375, validation_share=0.2, seed=0)
+    write_split_file(room / "split.json", SplitFile("tiny", "a test", (split,)))
+    return room
+
+
+@pytest.fixture
+def write(room, tmp_path):
+    """Write a study with changes, and read it."""
+
+    def written(changes=None, **settings):
+        content = {**TINY, **(changes or {})}
+        content["settings"] = {**content["settings"], **settings}
+        file = tmp_path / "study.yaml"
+        file.write_text(dump({**content, "split": str(room / "split.json")}))
+        return read_study(file, room)
+
+    return written
+
+
+ARMS = {arm: settings for arm, settings in TINY["factors"]["arm"].items() if arm != "longer"}
+TWO_ARMS = {
+    "factors": {"training_cases": [2], "arm": ARMS, "seed": [0, 1]},
+    "comparisons": [["supervised", "medcontext", name] for name in ("equal_steps", "equal_compute")],
+}
+SMALL = {
+    "factors": {
+        "arm": {"supervised": {"preset": "supervised"}, "medcontext": {"preset": "medcontext"}},
+        "seed": [0],
+    },
+    "comparisons": [["supervised", "medcontext", "equal_steps"]],
+}
+
+
+def test_a_study_stands_for_its_runs_with_stable_names_seed_after_seed(write, room):
+    study = write()
+    names = [run.name for run in study.runs]
+    assert names[:6] == [
+        "2-cases/supervised/seed-0",
+        "2-cases/longer/seed-0",
+        "2-cases/medcontext/seed-0",
+        "all-cases/supervised/seed-0",
+        "all-cases/longer/seed-0",
+        "all-cases/medcontext/seed-0",
+    ]
+    assert names[6:] == [name.replace("seed-0", "seed-1") for name in names[:6]]
+    configs = {run.name: run.config for run in study.runs}
+    few = configs["2-cases/medcontext/seed-1"]
+    assert (few.few_shot, few.seed, few.split_seed, few.preset) == (2, 1, 1, "medcontext")
+    assert few.method_config() == dataclasses.replace(PRESETS["medcontext"], ratio=0.5)
+    assert few.split == room / "split.json"
+    assert few.patch == (16, 16, 16)
+    assert configs["all-cases/longer/seed-0"].max_steps == 9
+    assert configs["all-cases/longer/seed-0"].few_shot is None
+    assert configs["all-cases/longer/seed-0"].method_config() == PRESETS["supervised"]
+
+
+def test_later_factors_go_before_earlier_ones_and_a_seed_may_be_a_fold(write):
+    factors = {
+        "network": {"wide": {"max_steps": 7, "learning_rate": "1e-3"}, "unet": {}},
+        "arm": {"a": {"max_steps": 9}},
+        "seed": {"fold-0": {"seed": 3, "split_seed": 5}},
+    }
+    study = write({"factors": factors, "comparisons": []})
+    assert [run.name for run in study.runs] == ["wide/a/fold-0", "unet/a/fold-0"]
+    config = study.runs[0].config
+    assert (config.max_steps, config.seed, config.split_seed, config.learning_rate) == (9, 3, 5, 0.001)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"setings": {}}, "unknown 'setings'"),
+        ({"about": ""}, "no 'about'"),
+        ({"name": "../elsewhere"}, "../elsewhere"),
+        ({"factors": {"arm": {"a": {}}}}, "no factor 'seed'"),
+        ({"factors": {"arm": {"../a": {}}, "seed": [0]}}, "'../a'"),
+        ({"factors": {"arm": {"a": {}}, "seed": 3}}, "factor 'seed'"),
+        ({"settings": {"max_steps": 4, "max_stepz": 3}}, "max_stepz"),
+        ({"settings": {"max_steps": 4, "batch_size": "many"}}, "batch_size"),
+        ({"settings": {"max_steps": 4, "batch_size": -1}}, "batch_size = -1"),
+        ({"settings": {"max_steps": 4, "method": {"ratio": 3.0}}}, "ratio = 3.0"),
+        ({"settings": {"max_steps": 4, "method": {"mask": "stripes"}}}, "stripes"),
+        ({"settings": {}}, "max_steps_factor: 2.3333"),
+        ({"settings": {"max_steps": 4, "network": "package.module:factory"}}, "package.module:factory"),
+        ({"comparisons": [["supervised", "nothing", "x"]]}, "nothing"),
+    ],
+)
+def test_what_is_wrong_with_a_study_file_is_said_with_its_name(room, tmp_path, changes, told):
+    file = tmp_path / "study.yaml"
+    file.write_text(dump({**TINY, "split": str(room / "split.json"), **changes}))
+    with pytest.raises(MedContextError) as caught:
+        read_study(file, room)
+    assert str(file) in str(caught.value)
+    assert told in str(caught.value)
+
+
+def test_a_missing_split_is_said_before_anything_is_run(room, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text(dump({**TINY, "split": "nothing.json"}))
+    with pytest.raises(MedContextError, match="split file of this study is missing"):
+        conduct(file, room, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_studies_that_ship_can_be_read(file):
+    study = read_study(file, Path("data"))
+    assert study.name == file.stem
+    assert len({run.name for run in study.runs}) == len(study.runs) >= 6
+    split = study.runs[0].config.split
+    if split.is_file():
+        for run in study.runs:
+            fold = read_split_file(split).folds[run.config.fold]
+            assert fold.test
+            assert (run.config.few_shot or 1) <= len(fold.train)
+
+
+def test_no_choice_is_made_on_the_held_out_hippocampi():
+    splits = SHIPPED[0].parent / "splits"
+    main, few, development = (
+        read_split_file(splits / f"hippocampus{name}.json").folds[0] for name in ("", "-few-shot", "-development")
+    )
+    assert (len(main.train), len(main.validation), len(main.test)) == (120, 20, 60)
+    assert set(few.test) == set(main.test)
+    assert set(few.train) == set(main.train)
+    assert set(few.validation) == set(development.validation) < set(main.validation)
+    assert set(development.train) | set(development.test) == set(main.train)
+    for name in ("ablation", "ablation-tokens", "learning-rate"):
+        content = yaml.safe_load((SHIPPED[0].parent / f"{name}-hippocampus.yaml").read_text())
+        assert content["split"] == "splits/hippocampus-development.json"
+
+
+@pytest.fixture(scope="module")
+def conducted(room, tmp_path_factory) -> Path:
+    """The study above with two arms and few cases, done: its folder, with the results in it."""
+    out = tmp_path_factory.mktemp("conducted")
+    (room / "study.yaml").write_text(dump({**TINY, **TWO_ARMS}))
+    assert conduct(room / "study.yaml", room, out, jobs=2, device="cpu", cache=room / "cache") == {}
+    return out
+
+
+def test_every_run_is_trained_and_scored_and_its_checkpoint_removed(conducted, room):
+    study = read_study(room / "study.yaml", room)
+    assert len(study.runs) == 4
+    test = set(read_split_file(room / "split.json").folds[0].test)
+    subsets = {}
+    for planned in study.runs:
+        run = RunFolder(conducted / planned.name)
+        assert state_of(planned, conducted) == "done"
+        assert {row["case"] for row in json.loads(run.evaluation.read_text())["cases"]} == test
+        assert run.best.is_file()
+        assert not run.last.exists()
+        assert json.loads(run.about.read_text())["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+        subsets.setdefault(planned.levels["seed"], set()).add(run.read_split().train)
+    assert [len(each) for each in subsets.values()] == [1, 1], "the arms of a seed share their training cases"
+    assert subsets["seed-0"] != subsets["seed-1"]
+
+
+def test_what_is_done_is_not_done_again(conducted, room):
+    before = {path: path.stat().st_mtime_ns for path in conducted.rglob("*.pt")}
+    began = time.monotonic()
+    assert run_study(read_study(room / "study.yaml", room), conducted, cache=room / "cache") == {}
+    assert time.monotonic() - began < 2
+    assert {path: path.stat().st_mtime_ns for path in conducted.rglob("*.pt")} == before
+
+
+def test_results_are_gathered(conducted):
+    found = json.loads((conducted / "tiny.json").read_text())
+    assert len(found["runs"]) == 4
+    assert found["missing"] == []
+    assert found["hardware"]
+    assert found["date"]
+    rows = list(csv.DictReader((conducted / "tiny.csv").read_text().splitlines()))
+    run = found["runs"][0]
+    by_label = {}
+    for row in rows:
+        if row["run"] == run["name"] and row["dice"]:
+            by_label.setdefault(row["label"], []).append(float(row["dice"]))
+    assert run["dice"] == pytest.approx(sum(sum(v) / len(v) for v in by_label.values()) / len(by_label), abs=1e-5)
+    about = load_tensors(RunFolder(conducted / run["name"]).best)["about"]
+    assert (about["validation_dice"], about["step"], about["which"]) == (
+        pytest.approx(run["validation_dice"]), run["best_step"], run["best_is"],
+    )  # fmt: skip
+    assert found["settings"]["patch"] == [16, 16, 16]
+    assert not {"preset", "method", "seed"} & found["settings"].keys()
+    helped, hurt = (found["comparisons"][0][key] for key in ("helped_most", "hurt_most"))
+    assert helped == hurt[::-1]
+    assert helped[0][1] >= helped[-1][1]
+    page = (conducted / "tiny.md").read_text()
+    assert f"Largest gains: {helped[0][0]}" in page
+    assert page.count("medcontext against supervised (equal_") == 2
+    assert (conducted / "tiny.svg").read_text().startswith("<?xml")
+    text = "".join(path.read_text() for path in conducted.glob("tiny.*"))
+    assert str(conducted) not in text
+    assert str(Path.home()) not in text
+
+
+def test_the_summary_has_a_row_per_comparison_and_above_0_is_better(conducted):
+    rows = json.loads((conducted / "summary.json").read_text())
+    assert [row["comparison"] for row in rows] == ["equal_steps", "equal_compute"]
+    found = json.loads((conducted / "tiny.json").read_text())["runs"]
+    for row in rows:
+        assert (row["dataset"], row["network"], row["preset"]) == ("data", "unet", "medcontext")
+        assert (row["training_cases"], row["seeds"]) == (2, 2)
+        mine = [run["dice"] for run in found if run["levels"]["arm"] == "medcontext"]
+        assert row["dice_medcontext"] == pytest.approx(sum(mine) / 2)
+        assert row["dice_gain"] == pytest.approx(row["dice_medcontext"] - row["dice_baseline"])
+        assert row["hd95_mm_gain"] == pytest.approx(row["hd95_mm_baseline"] - row["hd95_mm_medcontext"])
+        for metric in ("dice", "hd95_mm"):
+            low, high = row[f"{metric}_gain_ci"]
+            assert low <= row[f"{metric}_gain"] <= high
+
+
+def test_other_comparisons_are_not_summarised_and_several_studies_are(conducted, tmp_path):
+    shutil.copy(conducted / "tiny.json", tmp_path / "first.json")
+    other = json.loads((conducted / "tiny.json").read_text())
+    other["comparisons"][0]["name"] = "ablation"
+    (tmp_path / "second.json").write_text(json.dumps(other))
+    (tmp_path / "summary.json").write_text("[]")
+    assert len(summary(tmp_path)) == 3
+
+
+def test_a_failed_run_is_told_and_a_run_whose_scores_are_gone_is_scored_again(conducted, room, write, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(conducted, out)
+    broken = {"broken": {"preset": "supervised", "patch": [15, 16, 16]}}
+    study = write({**TWO_ARMS, "factors": {**TWO_ARMS["factors"], "arm": {**broken, **ARMS}, "seed": [0]}})
+    planned = next(planned for planned in study.runs if planned.name == "2-cases/supervised/seed-0")
+    run = RunFolder(out / planned.name)
+    weights = run.best.read_bytes()
+    run.evaluation.unlink()
+    assert state_of(planned, out) == "trained"
+    failed = run_study(study, out, cache=room / "cache")
+    assert list(failed) == ["2-cases/broken/seed-0"]
+    assert "15" in str(failed["2-cases/broken/seed-0"])
+    assert "seed-0.log" in str(failed["2-cases/broken/seed-0"])
+    assert state_of(planned, out) == "done"
+    assert run.best.read_bytes() == weights, "trained again"
+    found = gather(study, out, tmp_path / "results")
+    assert found["missing"] == ["2-cases/broken/seed-0"]
+    assert len(found["comparisons"]) == 2
+    assert "Not done yet: 1 of 3" in (tmp_path / "results" / "tiny.md").read_text()
+
+
+def test_a_model_newer_than_its_scores_has_not_been_scored(conducted, room, tmp_path):
+    shutil.copytree(conducted, tmp_path / "out")
+    planned = read_study(room / "study.yaml", room).runs[0]
+    run = RunFolder(tmp_path / "out" / planned.name)
+    later = run.evaluation.stat().st_mtime + 10
+    os.utime(run.best, (later, later))
+    assert state_of(planned, tmp_path / "out") == "trained"
+
+
+def test_nothing_is_gathered_of_nothing(write, tmp_path):
+    with pytest.raises(MedContextError, match="No run of this study is done"):
+        gather(write(), tmp_path / "out", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_run_of_other_settings_is_left_alone_and_told(conducted, room, write):
+    study = write(TWO_ARMS, learning_rate=0.5)
+    before = {path: path.stat().st_mtime_ns for path in conducted.rglob("*.pt")}
+    failed = run_study(study, conducted, cache=room / "cache")
+    assert len(failed) == 4
+    assert "learning_rate: 0.003 before, 0.5 now" in str(failed["2-cases/supervised/seed-0"])
+    assert {path: path.stat().st_mtime_ns for path in conducted.rglob("*.pt")} == before
+
+
+CONDUCT = """
+import sys
+from pathlib import Path
+from medcontext.progress import Progress
+from medcontext.studies.conduct import conduct
+file, room, out = map(Path, sys.argv[1:])
+try:
+    conduct(file, room, out, jobs=2, device="cpu", cache=room / "cache", progress=Progress())
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_stopped_runs_write_their_checkpoints_and_go_on(write, room, tmp_path):
+    study = write(SMALL, max_steps=100_000, save_every=100_000)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONDUCT, str(study.file), str(room), str(out)], stderr=subprocess.PIPE, text=True
+    )
+    runs = [RunFolder(out / planned.name) for planned in study.runs]
+    try:
+        deadline = time.monotonic() + 60
+        while not all(len(run.history()) > 1 for run in runs):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        with pytest.raises(MedContextError, match="Another process is at work"):
+            run_study(study, out)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "stopping 2 run(s)" in said
+    for planned, run in zip(study.runs, runs, strict=True):
+        step = load_tensors(run.last)["method"]["step"]
+        assert 0 < step < 100_000
+        assert run.history()[-1]["step"] <= step
+        assert state_of(planned, out) == "begun"
+    # Let the next step be the last one, so that going on comes to an end.
+    planned, run = study.runs[1], runs[1]
+    end = int(load_tensors(run.last)["method"]["step"]) + 1
+    run.config.write_text(yaml.safe_dump({**yaml.safe_load(run.config.read_text()), "max_steps": end}))
+    run.plan.write_text(json.dumps({**json.loads(run.plan.read_text()), "steps": end}))
+    shorter = dataclasses.replace(planned, config=dataclasses.replace(planned.config, max_steps=end))
+    assert run_study(dataclasses.replace(study, runs=(shorter,)), out, cache=room / "cache") == {}
+    assert f"going on from step {end - 1}" in (out / f"{planned.name}.log").read_text()
+    assert state_of(shorter, out) == "done"
+
+
+def test_the_time_is_taken_from_runs_of_the_same_shape_or_measured(conducted, room, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "ENOUGH_SECONDS", 0.1)
+    study = read_study(room / "study.yaml", room)
+    assert {each.seconds for each in forecast(study, conducted)} == {0.0}
+    shutil.copytree(conducted, tmp_path / "out")
+    gone, alike = (run for run in study.runs if run.levels["arm"] == "medcontext")
+    shutil.rmtree(tmp_path / "out" / gone.name)
+    missing = next(each for each in forecast(study, tmp_path / "out") if each.run == gone)
+    last = [row for row in RunFolder(conducted / alike.name).history() if row["kind"] == "train"][-1]
+    assert missing.state == "new"
+    assert missing.seconds == pytest.approx(last["seconds"] / last["step"] * 4)
+    measured = forecast(write(SMALL), tmp_path / "none", device="cpu", cache=room / "cache")
+    assert all(0 < each.seconds < 60 for each in measured)
+
+
+def test_a_rehearsal_lists_the_runs_without_their_data(tmp_path):
+    file = next(file for file in SHIPPED if file.stem == "synapse")
+    table = rehearse(file, tmp_path, tmp_path / "out")
+    assert table.row_count == 108
+    assert "not known" in str(table.caption)
+    assert not (tmp_path / "out").exists()
