@@ -11,7 +11,7 @@ from medcontext.errors import require
 from medcontext.method.presets import PRESETS, MethodConfig
 
 Preset = Literal["medcontext", "paper", "official", "supervised"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,10 @@ class TrainConfig:
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
 
     precision: Precision = "auto"
-    """``auto``: bf16 where the hardware has it, fp32 elsewhere."""
+    """``auto``: bf16 where the hardware has it, fp16 with a scaled loss on older CUDA devices, fp32 elsewhere."""
+
+    max_bad_steps: int = 10
+    """A step whose loss or gradient is not finite is skipped; so many in a row stop the run."""
 
     log_every: int = 25
     """Steps between rows of metrics.jsonl, with all diagnostics (they cost a further backward pass per term)."""
@@ -101,6 +104,9 @@ class TrainConfig:
     save_every: int = 100
     """Steps between checkpoints to resume from."""
 
+    save_minutes: float = 15.0
+    """Minutes after which one is written in any case."""
+
     workers: int = 0
     """Processes that prepare patches; 0 prepares them in the training process."""
 
@@ -108,7 +114,7 @@ class TrainConfig:
     """Folder of prepared cases, shared by all runs; None: ``~/.cache/medcontext``."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_steps", "few_shot", "log_every", "validations", "save_every"):
+        for name in ("batch_size", "max_steps", "few_shot", "log_every", "validations", "save_every", "max_bad_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "a whole number, 1 or more")
         for name in ("patch", "spacing"):
@@ -118,6 +124,7 @@ class TrainConfig:
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         rate = self.learning_rate
         require(rate is None or rate > 0, "learning_rate", rate, "a number above 0")
+        require(self.save_minutes > 0, "save_minutes", self.save_minutes, "a number above 0")
         require(self.gradient_clip > 0, "gradient_clip", self.gradient_clip, "a number above 0")
         for name in ("test_share", "validation_share"):
             require(

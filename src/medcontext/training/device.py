@@ -37,12 +37,23 @@ def choose_device(asked: str) -> str:
 
 
 def choose_precision(asked: Precision, device: str) -> Precision:
-    """``auto`` becomes bf16 where the hardware computes in it, and fp32 elsewhere."""
+    """``auto`` becomes bf16 where the hardware computes in it, fp16 on older CUDA devices, and fp32 elsewhere."""
     if asked != "auto":
         return asked
     if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def autocast(precision: Precision, kind: str) -> torch.autocast:
+    """What the passes of a training run in, on a kind of device."""
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(kind, half, enabled=precision in ("bf16", "fp16"))
+
+
+def make_scaler(precision: Precision, kind: str) -> torch.amp.GradScaler:
+    """Scales the loss so that fp16 holds small gradients (Micikevicius et al., ICLR 2018); idle in other precisions."""
+    return torch.amp.GradScaler(kind, enabled=precision == "fp16")
 
 
 @torch.no_grad()

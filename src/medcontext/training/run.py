@@ -23,7 +23,9 @@ from medcontext.files import read_json, write_json, write_text
 from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 
-MAY_CHANGE = frozenset({"device", "precision", "workers", "cache", "log_every", "save_every"})
+MAY_CHANGE = frozenset(
+    {"device", "precision", "workers", "cache", "log_every", "save_every", "save_minutes", "max_bad_steps"}
+)
 """Settings that a resumed run may be given anew: they do not change what is learned."""
 
 
@@ -31,8 +33,9 @@ class RunFolder:
     """Paths and files of a run.
 
     ``config.yaml`` settings in full, ``plan.json``, ``split.json``, ``run.json`` (data, versions, hardware, times),
-    ``metrics.jsonl`` (one row per logged step and per validation), ``last.pt`` (to resume), ``best.pt`` (the model),
-    ``test/`` (predictions and scores of the held-out cases), ``report.html``.
+    ``metrics.jsonl`` (one row per logged step and per validation), ``last.pt`` and ``previous.pt`` (to resume),
+    ``best.pt`` (the model), ``bad_steps.json`` (steps that were skipped, if any), ``test/`` (predictions and scores of
+    the held-out cases), ``report.html``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +46,9 @@ class RunFolder:
         self.about = path / "run.json"
         self.metrics = path / "metrics.jsonl"
         self.last = path / "last.pt"
+        self.previous = path / "previous.pt"
+        self.next = path / "next.pt"
+        self.bad_steps = path / "bad_steps.json"
         self.best = path / "best.pt"
         self.predictions = path / "test" / "predictions"
         self.evaluation = path / "test" / "evaluation.json"

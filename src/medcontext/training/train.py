@@ -21,13 +21,16 @@ from medcontext.method.objective import MedContext
 from medcontext.networks.pretrained import load_pretrained, summary
 from medcontext.networks.registry import network_spec
 from medcontext.progress import Progress
+from medcontext.training.bad_steps import BadSteps
 from medcontext.training.cases import split_for
+from medcontext.training.checkpoint import read_checkpoint
 from medcontext.training.config import TrainConfig
-from medcontext.training.device import choose_device, make_fabric
-from medcontext.training.loop import Training, fit
+from medcontext.training.device import choose_device, make_fabric, make_scaler
+from medcontext.training.loop import fit
 from medcontext.training.run import RunFolder, describe_environment, from_stored, to_resume
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.setup import build, checked, plan_for, require_clean, tried
+from medcontext.training.state import Training
 from medcontext.training.validate import membership
 
 
@@ -76,18 +79,19 @@ def train(
         config, plan, split = _set_up(run, report, config, device, progress)
     folders = _prepare(dataset, plan, split, config, progress, facts)
     _require_same_scans(run, folders, resumes)
-    training = _build(run, config, plan, device, split, folders, progress)
-    if run.last.is_file():
-        training.load()
+    assert config.max_steps is not None
+    batches = PatchBatches(
+        {name: folders[name] for name in split.train}, plan, config.augment, config.seed, config.max_steps
+    )
+    state = read_checkpoint(run, progress.say) if resumes else None
+    training = _build(run, config, plan, device, split, folders, batches, state is not None, progress)
+    if state is not None:
+        training.load(state)
         run.note(resumed=[*read_json(run.about).get("resumed", []), describe_environment(dataset.root)])
         progress.say(f"going on from step {training.step}")
     elif resumes:
         progress.say("there is no checkpoint yet: starting from step 0")
     run.forget_after(training.step)
-    assert config.max_steps is not None
-    batches = PatchBatches(
-        {name: folders[name] for name in split.train}, plan, config.augment, config.seed, config.max_steps
-    )
     fit(training, batches, progress)
     return run.path
 
@@ -151,15 +155,18 @@ def _build(
     device: str,
     split: Split,
     folders: Mapping[str, Path],
+    batches: PatchBatches,
+    resumes: bool,
     progress: Progress,
 ) -> Training:
     """Network, method and optimiser on their device."""
     fabric = make_fabric(device)
     spec = network_spec(config.network)
     network = build(config, plan)
-    if config.pretrained is not None and not run.last.is_file():
+    if config.pretrained is not None and not resumes:
         progress.say(summary(load_pretrained(network, config.pretrained, channels=plan.channels)))
     network.to(device)
+    generator = torch.Generator().manual_seed(config.seed)
     method = MedContext(
         network,
         config.method_config(),
@@ -168,12 +175,13 @@ def _build(
         channels=plan.channels,
         patch_embedding=spec.patch_embedding,
         positioned_embedding=spec.positioned_embedding,
-        generator=torch.Generator().manual_seed(config.seed),
+        generator=generator,
         membership=membership(plan, device),
         ignoring=plan.labels.ignore is not None,
     )
     method.student.to(device)
-    method.student, optimizer = fabric.setup(method.student, make_optimizer(method.student, config.weight_decay))
+    optimizer = make_optimizer(method.student, config.weight_decay)
+    method.student = fabric.setup_module(method.student)
     about = {
         "network": config.network,
         "settings": config.network_settings,
@@ -185,4 +193,6 @@ def _build(
         f"{plan.steps} steps of {plan.batch_size} patches of {' x '.join(map(str, plan.patch))}"
     )
     validation = {name: folders[name] for name in split.validation}
-    return Training(config, plan, fabric, device, method, optimizer, validation, run, about)
+    bad = BadSteps(run, config.max_bad_steps, batches.cases, progress.say)
+    scaler = make_scaler(config.precision, fabric.device.type)
+    return Training(config, plan, fabric, device, method, generator, optimizer, scaler, bad, validation, run, about)
