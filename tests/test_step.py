@@ -128,7 +128,7 @@ def test_fp16_scales_the_loss_and_learns_as_fp32_does(tiny, settings, tmp_path):
 
 def test_a_scale_that_is_too_large_is_found_by_skipping():
     module = nn.Linear(4, 4)
-    optimizer = make_optimizer(module, 0.0)
+    optimizer = make_optimizer(module, "adamw", 0.0)
     scaler = make_scaler("fp16", "cpu")
     scaler.scale(torch.zeros(1))
     with autocast("fp16", "cpu"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import pickle
@@ -29,7 +28,6 @@ from medcontext.networks.registry import network_spec
 from medcontext.training import loop
 from medcontext.training.config import TrainConfig
 from medcontext.training.run import RunFolder
-from medcontext.training.schedule import learning_rate, make_optimizer
 from medcontext.training.train import train
 from tests.conftest import write_nifti
 
@@ -91,7 +89,7 @@ def test_a_run_folder_holds_everything_that_made_it(trained, tiny):
     config = yaml.safe_load(trained.config.read_text())
     assert config["method"]["mask"] == "random"
     assert [key for key, value in config.items() if value is None] == [
-        "pretrained", "plan", "split", "few_shot", "patient",
+        "pretrained", "max_time", "patience", "plan", "split", "few_shot", "patient",
     ]  # fmt: skip
     assert json.loads(trained.plan.read_text())["orientation"] == "SAR"
     split = trained.read_split()
@@ -302,21 +300,6 @@ def test_without_validation_the_last_teacher_is_kept(own_tiny, settings, tmp_pat
     assert len(open_dataset(own_tiny).cases) == 4
 
 
-def test_the_learning_rate_rises_and_falls_to_nothing():
-    rates = [learning_rate(0.1, step, 200) for step in range(200)]
-    assert max(rates) == pytest.approx(0.1)
-    assert rates.index(max(rates)) in (5, 6)
-    assert rates[0] == pytest.approx(0.1 / 6)
-    assert rates[-1] < 1e-4
-    assert all(a >= b for a, b in itertools.pairwise(rates[6:]))
-
-
-def test_weight_decay_leaves_norms_and_biases_out():
-    module = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 3), torch.nn.InstanceNorm3d(2, affine=True))
-    groups = make_optimizer(module, 0.3).param_groups
-    assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.3), (3, 0.0)]
-
-
 def test_predictions_never_write_over_scans_or_a_truth(trained, own_tiny):
     predictor, scans = Predictor.load(trained.path), find_scans(own_tiny)
     for folder in ("imagesTr", "labelsTr"):
@@ -363,6 +346,7 @@ def test_the_best_of_validations_that_can_fail(trained, tiny, settings, tmp_path
         {"save_every": 0},
         {"save_minutes": 0.0},
         {"max_bad_steps": 0},
+        {"patience": 0},
         {"validations": 0},
         {"workers": -1},
         {"seed": -1},

@@ -12,6 +12,7 @@ from medcontext.method.presets import PRESETS, MethodConfig
 
 Preset = Literal["medcontext", "paper", "official", "supervised"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+OptimizerName = Literal["adamw", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,22 @@ class TrainConfig:
     max_steps: int | None = None
     """Optimiser steps; None: the plan's. The schedules are fitted to it."""
 
-    learning_rate: float | None = None
-    """Largest learning rate of AdamW; None: the network's."""
+    max_time: str | None = None
+    """Time for the whole training in place of steps, such as 8h, 90m or 1d 12h: steps are timed before it begins, and
+    the schedules fitted to as many as fit."""
 
-    weight_decay: float = 0.01
-    """Of AdamW; norms, biases and mask tokens are left out."""
+    patience: int | None = None
+    """Stop after so many validations in a row without a better one; None: train to the end."""
+
+    optimizer: OptimizerName = "adamw"
+    """``adamw``, with warm-up and half a cosine, or ``sgd``, with Nesterov's momentum of 0.99 and polynomial decay, as
+    nnU-Net trains."""
+
+    learning_rate: float | None = None
+    """The largest; None: the network's for AdamW, 0.01 for SGD."""
+
+    weight_decay: float | None = None
+    """Norms, biases and mask tokens are left out; None: 0.01 for AdamW, 0.00003 for SGD."""
 
     gradient_clip: float = 5.0
     """Largest norm of the gradient; longer ones are shortened to it."""
@@ -114,14 +126,24 @@ class TrainConfig:
     """Folder of prepared cases, shared by all runs; None: ``~/.cache/medcontext``."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_steps", "few_shot", "log_every", "validations", "save_every", "max_bad_steps"):
+        for name in (
+            "batch_size",
+            "max_steps",
+            "few_shot",
+            "log_every",
+            "validations",
+            "save_every",
+            "max_bad_steps",
+            "patience",
+        ):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "a whole number, 1 or more")
         for name in ("patch", "spacing"):
             value = getattr(self, name)
             require(value is None or min(value) > 0, name, value, "three sizes (D, H, W) above 0")
         for name in ("seed", "split_seed", "fold", "workers", "weight_decay"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            value = getattr(self, name)
+            require(value is None or value >= 0, name, value, "0 or more")
         rate = self.learning_rate
         require(rate is None or rate > 0, "learning_rate", rate, "a number above 0")
         require(self.save_minutes > 0, "save_minutes", self.save_minutes, "a number above 0")

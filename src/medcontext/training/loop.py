@@ -31,7 +31,7 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
     loader: Any = DataLoader(
         batches,
         batch_size=None,
-        sampler=range(training.step, steps),
+        sampler=range(training.step, training.step if training.given_up else steps),
         num_workers=config.workers,
         pin_memory=training.device.startswith("cuda"),
         generator=torch.Generator(),
@@ -55,12 +55,15 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
                 progress.say(f"stopped after step {training.step}; the checkpoint is written. Go on with --resume")
                 raise KeyboardInterrupt
             late = time.monotonic() - saved >= 60 * config.save_minutes
-            if late or training.step % config.save_every == 0 or training.step == steps:
+            if late or training.step % config.save_every == 0 or training.step == steps or training.given_up:
                 training.save()
                 saved = time.monotonic()
             if training.latest.pop("collapsed", 0) and training.step > steps // 2:
                 progress.say(f"at step {training.step} the teacher says the same everywhere: this run has collapsed")
             update(training.step, steps, _note(training.latest))
+            if training.given_up:
+                progress.say(f"stopped at step {training.step}: {training.stale} validations without a better one")
+                break
 
 
 class _Clock:
@@ -108,7 +111,9 @@ def _validate(training: Training) -> None:
         training.latest |= row
     if known:
         chosen = max(known, key=lambda name: known[name])
+    training.stale += 1
     if known.get(chosen, training.best) > training.best or training.best < 0 or not training.validation:
+        training.stale = 0
         training.best = known.get(chosen, training.best)
         about = training.about | {"step": training.step, "which": chosen, "validation_dice": known.get(chosen)}
         save_model(training.run.best, networks[chosen].state_dict(), training.plan, about)

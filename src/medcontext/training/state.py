@@ -38,6 +38,7 @@ class Training:
         run: Where everything is written.
         about: What goes beside the weights of the model.
         best: Best validation Dice so far; below 0 before the first.
+        stale: Validations since then.
         validated: Step of the last validation.
         seconds: Time spent in the loop, over all resumptions.
         latest: What was logged last, by name.
@@ -57,6 +58,7 @@ class Training:
     run: RunFolder
     about: dict[str, Any]
     best: float = -1.0
+    stale: int = 0
     validated: int = 0
     seconds: float = 0.0
     latest: dict[str, Any] = field(default_factory=dict)
@@ -72,6 +74,11 @@ class Training:
         """Steps of the whole training."""
         assert self.config.max_steps is not None
         return self.config.max_steps
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the validations have not become better for as long as the patience lasts."""
+        return self.config.patience is not None and self.stale >= self.config.patience
 
     def autocast(self) -> torch.autocast:
         """The precision of all passes."""
@@ -94,6 +101,7 @@ class Training:
                 "scaler": self.scaler.state_dict(),
                 "bad": self.bad.state_dict(),
                 "best": self.best,
+                "stale": self.stale,
                 "validated": self.validated,
                 "seconds": self.seconds,
             },
@@ -106,4 +114,5 @@ class Training:
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.bad.load_state_dict(state["bad"])
-        self.best, self.validated, self.seconds = state["best"], state["validated"], state["seconds"]
+        for name in ("best", "stale", "validated", "seconds"):
+            setattr(self, name, state[name])

@@ -28,7 +28,7 @@ def train_step(training: Training, batch: Batch) -> dict[str, Any]:
     config, method, optimizer, scaler = training.config, training.method, training.optimizer, training.scaler
     logs = (training.step + 1) % config.log_every == 0 or training.step + 1 == training.steps
     assert config.learning_rate is not None
-    rate = learning_rate(config.learning_rate, training.step, training.steps)
+    rate = learning_rate(config.optimizer, config.learning_rate, training.step, training.steps)
     for group in optimizer.param_groups:
         group["lr"] = rate
     method.student.train()

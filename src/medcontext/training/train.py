@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from medcontext.networks.pretrained import load_pretrained, summary
 from medcontext.networks.registry import network_spec
 from medcontext.progress import Progress
 from medcontext.training.bad_steps import BadSteps
+from medcontext.training.budget import seconds_in, steps_within
 from medcontext.training.cases import split_for
 from medcontext.training.checkpoint import read_checkpoint
 from medcontext.training.config import TrainConfig
@@ -101,12 +103,36 @@ def _set_up(
 ) -> tuple[TrainConfig, Plan, Split]:
     """Plan and split what has been checked, try it, and write what the run is made of."""
     require_clean(report)
+    _require_one_end(config)
     plan = plan_for(report, config, device)
     progress.say("\n".join(f"- {reason}" for reason in plan.reasons))
     split = split_for(report, config, progress.say)
+    if config.patience is not None and not split.validation:
+        raise MedContextError(
+            "Patience needs validation cases.",
+            found=f"patience = {config.patience}, and none to validate on",
+            remedy="leave patience out, or set a validation_share above 0",
+        )
     resolved = tried(config, plan, device, progress)
+    if config.max_time is not None:
+        steps, reason = steps_within(config.max_time, build(resolved, plan), resolved, plan, device)
+        progress.say(f"- {reason}")
+        plan = dataclasses.replace(plan, steps=steps, reasons=(*plan.reasons, reason))
+        resolved = dataclasses.replace(resolved, max_steps=steps)
     run.begin(resolved, plan, split, describe_environment(report.dataset.root))
     return resolved, plan, split
+
+
+def _require_one_end(config: TrainConfig) -> None:
+    if config.max_time is None:
+        return
+    seconds_in(config.max_time)
+    if config.max_steps is not None:
+        raise MedContextError(
+            "A training ends after a number of steps or after a time, not both.",
+            found=f"max_steps = {config.max_steps} and max_time = {config.max_time}",
+            remedy="leave one of them out",
+        )
 
 
 def _require_same_scans(run: RunFolder, folders: Mapping[str, Path], resumes: bool) -> None:
@@ -180,7 +206,8 @@ def _build(
         ignoring=plan.labels.ignore is not None,
     )
     method.student.to(device)
-    optimizer = make_optimizer(method.student, config.weight_decay)
+    assert config.weight_decay is not None
+    optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
     method.student = fabric.setup_module(method.student)
     about = {
         "network": config.network,
