@@ -17,7 +17,7 @@ import torch
 from medcontext.errors import MedContextError
 from medcontext.inference.model import load_tensors
 from medcontext.training import checkpoint, loop
-from medcontext.training.checkpoint import read_checkpoint, write_checkpoint
+from medcontext.training.checkpoint import newest_checkpoint, write_checkpoint
 from medcontext.training.config import TrainConfig
 from medcontext.training.run import RunFolder
 from medcontext.training.train import train
@@ -67,8 +67,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(whole, tiny, setti
         process.kill()
         _, said = process.communicate()
         assert process.returncode == -signal.SIGKILL, said
-        state = read_checkpoint(run, lambda text: None)
-        steps.append(state["method"]["step"])
+        steps.append(load_tensors(newest_checkpoint(run, lambda text: None))["method"]["step"])
     assert steps == sorted(set(steps))
     assert steps[-1] < 40
     train(tiny, run.path, settings, resume=True)
@@ -96,10 +95,10 @@ def test_a_process_that_dies_between_two_renames_leaves_the_newest(tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(run, {"value": 3})
     assert not run.last.exists()
-    assert read_checkpoint(run, pytest.fail)["value"] == 3
+    assert load_tensors(newest_checkpoint(run, pytest.fail))["value"] == 3
     monkeypatch.undo()
     write_checkpoint(run, {"value": 4})
-    assert read_checkpoint(run, pytest.fail)["value"] == 4
+    assert load_tensors(newest_checkpoint(run, pytest.fail))["value"] == 4
     assert load_tensors(run.previous)["value"] == 2
 
 
@@ -123,7 +122,7 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before(damage, whole, tiny, 
     run = RunFolder(shutil.copytree(whole.path, tmp_path / "run"))
     damage(run.last)
     said = []
-    assert read_checkpoint(run, said.append)["method"]["step"] == 39
+    assert load_tensors(newest_checkpoint(run, said.append))["method"]["step"] == 39
     assert "last.pt is damaged" in said[0]
     assert not run.last.exists()
     train(tiny, run.path, settings, resume=True)

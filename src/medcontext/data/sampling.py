@@ -54,15 +54,27 @@ class PatchBatches(Dataset[Batch]):
         augment: How patches are varied.
         seed: Of everything drawn.
         steps: Length.
+        share: Which part of every batch to draw, and of how many: that of one process.
     """
 
-    def __init__(self, folders: Mapping[str, Path], plan: Plan, augment: AugmentConfig, seed: int, steps: int) -> None:
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        plan: Plan,
+        augment: AugmentConfig,
+        seed: int,
+        steps: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self._names = sorted(folders)
         self._folders = dict(folders)
         self._plan = plan
         self._augment = augment
         self._seed = seed
         self._steps = steps
+        part, parts = share
+        own = plan.batch_size // parts
+        self._places = range(part * own, (part + 1) * own)
 
     def __len__(self) -> int:
         return self._steps
@@ -70,18 +82,19 @@ class PatchBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         if not 0 <= step < self._steps:
             raise IndexError(step)
-        cases = self.cases(step)
+        whole = self.cases(step)
+        cases = [whole[place] for place in self._places]
         with _one_thread():
             drawn = (
                 self._patch(name, np.random.default_rng([self._seed, step, place, _PATCH]))
-                for place, name in enumerate(cases)
+                for place, name in zip(self._places, cases, strict=True)
             )
             images, labels = zip(*drawn, strict=True)
             # In a worker this writes the images straight into the memory that they are handed over in.
             return {"image": default_collate([*images]), "label": default_collate([*labels]), "cases": cases}
 
     def cases(self, step: int) -> list[str]:
-        """Names of the cases in the batch of a step."""
+        """Names of the cases in the whole batch of a step."""
         size = self._plan.batch_size
         return [self._case_of(step * size + place) for place in range(size)]
 

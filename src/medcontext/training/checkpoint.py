@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medcontext.errors import MedContextError
-from medcontext.inference.model import load_tensors, save_tensors
+from medcontext.inference.model import save_tensors
 from medcontext.training.run import RunFolder
 
 
@@ -27,7 +27,7 @@ def write_checkpoint(run: RunFolder, state: Mapping[str, Any]) -> None:
     run.next.replace(run.last)
 
 
-def read_checkpoint(run: RunFolder, say: Callable[[str], None]) -> dict[str, Any] | None:
+def newest_checkpoint(run: RunFolder, say: Callable[[str], None]) -> Path | None:
     """The newest whole checkpoint; None where none was written yet. Damaged files go once there is a whole one.
 
     Args:
@@ -45,14 +45,13 @@ def read_checkpoint(run: RunFolder, say: Callable[[str], None]) -> dict[str, Any
             continue
         try:
             _require_whole(file)
-            state = load_tensors(file)
         except MedContextError as error:
             damaged[file] = error.found
             say(f"{file.name} is damaged ({error.found}); trying the checkpoint before it")
             continue
         for useless in damaged:
             useless.unlink()
-        return state
+        return file
     if damaged:
         raise MedContextError(
             "No checkpoint of this run is whole.",

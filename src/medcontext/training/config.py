@@ -42,7 +42,7 @@ class TrainConfig:
     """Patch (D, H, W) in voxels of the planned spacing, slice axis first; None: the plan's."""
 
     batch_size: int | None = None
-    """Patches per step; None: the plan's."""
+    """Patches per step, of all devices together; None: the plan's."""
 
     max_steps: int | None = None
     """Optimiser steps; None: the plan's. The schedules are fitted to it."""
@@ -101,6 +101,12 @@ class TrainConfig:
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
 
+    devices: int = 1
+    """Devices of this machine (of each, where there are several) to share every batch; with ``cpu``, processes."""
+
+    num_nodes: int = 1
+    """Machines, on each of which the same command is started, by ``srun`` for example."""
+
     precision: Precision = "auto"
     """``auto``: bf16 where the hardware has it, fp16 with a scaled loss on older CUDA devices, fp32 elsewhere."""
 
@@ -135,6 +141,8 @@ class TrainConfig:
             "save_every",
             "max_bad_steps",
             "patience",
+            "devices",
+            "num_nodes",
         ):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "a whole number, 1 or more")

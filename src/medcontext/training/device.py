@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from medcontext.errors import MedContextError
@@ -95,13 +94,6 @@ def _same_gradient(module: nn.Conv3d, shape: torch.Size) -> bool:
         gradients.append(torch.autograd.grad(out.float().square().sum(), own)[0].float())
     exact, rough = gradients
     return bool(((exact - rough).abs() <= 0.1 * exact.abs().max()).all())
-
-
-def make_fabric(device: str) -> Fabric:
-    """Lightning Fabric on one device. Precision is the loop's, which looks at gradients term by term as well."""
-    kind, _, index = device.partition(":")
-    devices: Any = [int(index)] if kind == "cuda" else 1
-    return Fabric(accelerator=kind, devices=devices)
 
 
 def _cpu_has_bf16() -> bool:

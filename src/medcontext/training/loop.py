@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from medcontext.data.sampling import PatchBatches
 from medcontext.inference.model import save_model
 from medcontext.progress import Progress
+from medcontext.training.distribution import any_of
 from medcontext.training.signals import stop_asked
 from medcontext.training.state import Training
 from medcontext.training.step import train_step
@@ -46,12 +47,13 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
             row = train_step(training, batch)
             clock.tick()
             if row:
-                training.run.log(row | {"seconds": round(training.seconds, 2)})
+                training.log(row | {"seconds": round(training.seconds, 2)})
             if training.step in validate_at:
                 _validate(training)
                 clock.tick()
-            if stop.is_set():
+            if _stops(training, stop.is_set(), logged=bool(row)):
                 training.save()
+                training.fabric.barrier()
                 progress.say(f"stopped after step {training.step}; the checkpoint is written. Go on with --resume")
                 raise KeyboardInterrupt
             late = time.monotonic() - saved >= 60 * config.save_minutes
@@ -64,6 +66,16 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
             if training.given_up:
                 progress.say(f"stopped at step {training.step}: {training.stale} validations without a better one")
                 break
+
+
+def _stops(training: Training, asked: bool, logged: bool) -> bool:
+    """Whether to stop after this step. Several processes stop after the same one, if one of them is asked to; to ask
+    them waits for the device, so on a GPU that is done at steps that are logged, which wait anyway."""
+    if training.fabric.world_size == 1:
+        return asked
+    if training.device != "cpu" and not logged:
+        return False
+    return bool(any_of(training.fabric, torch.tensor(asked, device=training.fabric.device)))
 
 
 class _Clock:
@@ -103,11 +115,11 @@ def _validate(training: Training) -> None:
     known: dict[str, float] = {}
     if training.validation:
         with training.autocast():
-            scores = validate(networks, training.validation, training.plan, training.device)
+            scores = validate(networks, training.validation, training.plan, training.device, training.fabric)
         # A class that is nowhere, neither in the truth nor predicted, has no Dice.
         known = {name: score for name, score in scores.items() if math.isfinite(score)}
         row = {f"dice/{name}": score for name, score in known.items()}
-        training.run.log({"kind": "validation", "step": training.step, **row})
+        training.log({"kind": "validation", "step": training.step, **row})
         training.latest |= row
     if known:
         chosen = max(known, key=lambda name: known[name])
@@ -116,7 +128,8 @@ def _validate(training: Training) -> None:
         training.stale = 0
         training.best = known.get(chosen, training.best)
         about = training.about | {"step": training.step, "which": chosen, "validation_dice": known.get(chosen)}
-        save_model(training.run.best, networks[chosen].state_dict(), training.plan, about)
+        if training.fabric.is_global_zero:
+            save_model(training.run.best, networks[chosen].state_dict(), training.plan, about)
     training.validated = training.step
 
 

@@ -24,7 +24,18 @@ from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 
 MAY_CHANGE = frozenset(
-    {"device", "precision", "workers", "cache", "log_every", "save_every", "save_minutes", "max_bad_steps"}
+    {
+        "device",
+        "devices",
+        "num_nodes",
+        "precision",
+        "workers",
+        "cache",
+        "log_every",
+        "save_every",
+        "save_minutes",
+        "max_bad_steps",
+    }
 )
 """Settings that a resumed run may be given anew: they do not change what is learned."""
 

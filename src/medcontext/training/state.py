@@ -90,9 +90,16 @@ class Training:
         student: dict[str, nn.Module] = {"student": self.method.network}
         return student | ({} if teacher is None else {"teacher": teacher.network})
 
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row to the run's metrics."""
+        if self.fabric.is_global_zero:
+            self.run.log(row)
+
     def save(self) -> None:
         """Write the checkpoint that a resumed run goes on from."""
         self.bad.settle()
+        if not self.fabric.is_global_zero:
+            return
         write_checkpoint(
             self.run,
             {

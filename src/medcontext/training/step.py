@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from medcontext.data.sampling import Batch
+from medcontext.training.distribution import any_of, mean_of
 from medcontext.training.schedule import learning_rate
 from medcontext.training.state import Training
 
@@ -32,20 +33,19 @@ def train_step(training: Training, batch: Batch) -> dict[str, Any]:
     for group in optimizer.param_groups:
         group["lr"] = rate
     method.student.train()
-    # What a network draws itself (dropout) depends on seed and step alone, so that a resumed run draws the same.
-    torch.manual_seed(config.seed * 1_000_003 + training.step)
+    # What a network draws itself (dropout) depends on seed, step and process alone: a resumed run draws the same.
+    fabric = training.fabric
+    torch.manual_seed((config.seed * 1_000_003 + training.step) * fabric.world_size + fabric.global_rank)
     image = batch["image"].to(training.device, non_blocking=True)
     label = batch["label"].to(training.device, non_blocking=True).long()
     buffers = [each for each in method.network.buffers() if each.is_floating_point()]
     with _undone_on_error(training, buffers) as before:
         with training.autocast():
-            terms = method(
-                image, label, backward=lambda part: training.fabric.backward(scaler.scale(part)), diagnose=logs
-            )
+            terms = method(image, label, backward=lambda part: fabric.backward(scaler.scale(part)), diagnose=logs)
         if scaler.is_enabled():
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), config.gradient_clip)
-        bad = ~(norm.isfinite() & terms["total"].isfinite())
+        bad = any_of(fabric, ~(norm.isfinite() & terms["total"].isfinite()))
     training.whole = False
     optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
     optimizer.step()
@@ -80,7 +80,9 @@ def _undone_on_error(training: Training, buffers: list[Tensor]) -> Iterator[list
 
 def _row(training: Training, terms: dict[str, Tensor], norm: Tensor, rate: float) -> dict[str, Any]:
     """What is logged, which waits for the device."""
-    values = {f"loss/{name}" if name in LOSSES else name: float(value) for name, value in terms.items()}
+    names = [f"loss/{name}" if name in LOSSES else name for name in terms]
+    together = torch.stack([value.detach().float().to(training.fabric.device) for value in terms.values()])
+    values = dict(zip(names, mean_of(training.fabric, together).tolist(), strict=True))
     training.latest |= values
     return {
         "kind": "train",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 
 from medcontext.data.cache import prepare_all
 from medcontext.data.check import CheckReport
@@ -18,6 +20,7 @@ from medcontext.data.sampling import PatchBatches
 from medcontext.data.split import Split
 from medcontext.errors import MedContextError
 from medcontext.files import read_json
+from medcontext.inference.model import load_tensors
 from medcontext.method.objective import MedContext
 from medcontext.networks.pretrained import load_pretrained, summary
 from medcontext.networks.registry import network_spec
@@ -25,15 +28,27 @@ from medcontext.progress import Progress
 from medcontext.training.bad_steps import BadSteps
 from medcontext.training.budget import seconds_in, steps_within
 from medcontext.training.cases import split_for
-from medcontext.training.checkpoint import read_checkpoint
+from medcontext.training.checkpoint import newest_checkpoint
 from medcontext.training.config import TrainConfig
-from medcontext.training.device import choose_device, make_fabric, make_scaler
+from medcontext.training.device import make_scaler
+from medcontext.training.distribution import first_does, launch, require_equal_shares, set_up
 from medcontext.training.loop import fit
 from medcontext.training.run import RunFolder, describe_environment, from_stored, to_resume
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.setup import build, checked, plan_for, require_clean, tried
 from medcontext.training.state import Training
 from medcontext.training.validate import membership
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What the first process found out and wrote, and all of them train by."""
+
+    config: TrainConfig
+    plan: Plan
+    split: Split
+    folders: dict[str, Path]
+    checkpoint: Path | None
 
 
 def train(
@@ -62,50 +77,70 @@ def train(
         MedContextError: Anything about data or settings that the user can mend, before training begins.
         KeyboardInterrupt: Stopped by the user; the checkpoint is written.
     """
-    progress = progress or Progress(quiet=True)
     run = RunFolder(Path(out))
-    resumes = run.open(resume=resume, replace=replace)
-    dataset = open_dataset(Path(data))
     if config is not None:
         network_spec(config.network, allow_import=True)
-    facts = None
-    if resumes:
-        stored = from_stored(run.read_config())
-        config, plan, split = to_resume(config or stored, stored, run.path), run.read_plan(), run.read_split()
-        device = choose_device(config.device)
-    else:
-        config = config or TrainConfig()
-        device = choose_device(config.device)
-        report = checked(dataset.with_patients(config.patient), config.cache, progress)
-        facts = report.facts
-        config, plan, split = _set_up(run, report, config, device, progress)
-    folders = _prepare(dataset, plan, split, config, progress, facts)
-    _require_same_scans(run, folders, resumes)
-    assert config.max_steps is not None
-    batches = PatchBatches(
-        {name: folders[name] for name in split.train}, plan, config.augment, config.seed, config.max_steps
-    )
-    state = read_checkpoint(run, progress.say) if resumes else None
-    training = _build(run, config, plan, device, split, folders, batches, state is not None, progress)
+    fabric = launch(config or (from_stored(run.read_config()) if resume and run.config.is_file() else TrainConfig()))
+    progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
+    begun = first_does(fabric, lambda: _begin(Path(data), run, config, resume, replace, fabric, progress))
+    state = None if begun.checkpoint is None else load_tensors(begun.checkpoint)
+    share = (fabric.global_rank, fabric.world_size)
+    cases = {name: begun.folders[name] for name in begun.split.train}
+    batches = PatchBatches(cases, begun.plan, begun.config.augment, begun.config.seed, begun.plan.steps, share)
+    training = _build(run, begun, fabric, batches, progress)
     if state is not None:
         training.load(state)
-        run.note(resumed=[*read_json(run.about).get("resumed", []), describe_environment(dataset.root)])
         progress.say(f"going on from step {training.step}")
-    elif resumes:
-        progress.say("there is no checkpoint yet: starting from step 0")
-    run.forget_after(training.step)
+    if fabric.is_global_zero:
+        run.forget_after(training.step)
     fit(training, batches, progress)
+    fabric.barrier()
     return run.path
 
 
+def _begin(
+    data: Path,
+    run: RunFolder,
+    config: TrainConfig | None,
+    resume: bool,
+    replace: bool,
+    fabric: Fabric,
+    progress: Progress,
+) -> _Begun:
+    """All that comes before the first step and is done once."""
+    resumes = run.open(resume=resume, replace=replace)
+    dataset = open_dataset(data)
+    facts, checkpoint = None, None
+    if resumes:
+        stored = from_stored(run.read_config())
+        config, plan, split = to_resume(config or stored, stored, run.path), run.read_plan(), run.read_split()
+        require_equal_shares(plan.batch_size, fabric)
+    else:
+        config = config or TrainConfig()
+        report = checked(dataset.with_patients(config.patient), config.cache, progress)
+        facts = report.facts
+        config, plan, split = _set_up(run, report, config, fabric, progress)
+    folders = _prepare(dataset, plan, split, config, progress, facts)
+    _require_same_scans(run, folders, resumes)
+    if resumes:
+        checkpoint = newest_checkpoint(run, progress.say)
+        if checkpoint is None:
+            progress.say("there is no checkpoint yet: starting from step 0")
+        else:
+            run.note(resumed=[*read_json(run.about).get("resumed", []), describe_environment(dataset.root)])
+    return _Begun(config, plan, split, folders, checkpoint)
+
+
 def _set_up(
-    run: RunFolder, report: CheckReport, config: TrainConfig, device: str, progress: Progress
+    run: RunFolder, report: CheckReport, config: TrainConfig, fabric: Fabric, progress: Progress
 ) -> tuple[TrainConfig, Plan, Split]:
     """Plan and split what has been checked, try it, and write what the run is made of."""
     require_clean(report)
     _require_one_end(config)
+    device = str(fabric.device)
     plan = plan_for(report, config, device)
     progress.say("\n".join(f"- {reason}" for reason in plan.reasons))
+    require_equal_shares(plan.batch_size, fabric)
     split = split_for(report, config, progress.say)
     if config.patience is not None and not split.validation:
         raise MedContextError(
@@ -113,9 +148,10 @@ def _set_up(
             found=f"patience = {config.patience}, and none to validate on",
             remedy="leave patience out, or set a validation_share above 0",
         )
-    resolved = tried(config, plan, device, progress)
+    own = dataclasses.replace(plan, batch_size=plan.batch_size // fabric.world_size)
+    resolved = dataclasses.replace(tried(config, own, device, progress), batch_size=plan.batch_size)
     if config.max_time is not None:
-        steps, reason = steps_within(config.max_time, build(resolved, plan), resolved, plan, device)
+        steps, reason = steps_within(config.max_time, build(resolved, plan), resolved, own, device)
         progress.say(f"- {reason}")
         plan = dataclasses.replace(plan, steps=steps, reasons=(*plan.reasons, reason))
         resolved = dataclasses.replace(resolved, max_steps=steps)
@@ -174,22 +210,12 @@ def _prepare(
         return prepare_all([dataset.cases[name] for name in needed], plan, config.cache, update, facts)
 
 
-def _build(
-    run: RunFolder,
-    config: TrainConfig,
-    plan: Plan,
-    device: str,
-    split: Split,
-    folders: Mapping[str, Path],
-    batches: PatchBatches,
-    resumes: bool,
-    progress: Progress,
-) -> Training:
+def _build(run: RunFolder, begun: _Begun, fabric: Fabric, batches: PatchBatches, progress: Progress) -> Training:
     """Network, method and optimiser on their device."""
-    fabric = make_fabric(device)
+    config, plan, split, device = begun.config, begun.plan, begun.split, str(fabric.device)
     spec = network_spec(config.network)
     network = build(config, plan)
-    if config.pretrained is not None and not resumes:
+    if config.pretrained is not None and begun.checkpoint is None:
         progress.say(summary(load_pretrained(network, config.pretrained, channels=plan.channels)))
     network.to(device)
     generator = torch.Generator().manual_seed(config.seed)
@@ -202,24 +228,26 @@ def _build(
         patch_embedding=spec.patch_embedding,
         positioned_embedding=spec.positioned_embedding,
         generator=generator,
+        share=(fabric.global_rank, fabric.world_size),
         membership=membership(plan, device),
         ignoring=plan.labels.ignore is not None,
     )
     method.student.to(device)
     assert config.weight_decay is not None
     optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
-    method.student = fabric.setup_module(method.student)
+    method.student = set_up(fabric, method.student)
     about = {
         "network": config.network,
         "settings": config.network_settings,
         "preset": config.preset,
         "parameters": sum(p.numel() for p in network.parameters()),
     }
+    where = device if fabric.world_size == 1 else f"{fabric.world_size} x {fabric.device.type}"
     progress.say(
-        f"{config.network} of {about['parameters']:,} parameters on {device} in {config.precision}: "
+        f"{config.network} of {about['parameters']:,} parameters on {where} in {config.precision}: "
         f"{plan.steps} steps of {plan.batch_size} patches of {' x '.join(map(str, plan.patch))}"
     )
-    validation = {name: folders[name] for name in split.validation}
-    bad = BadSteps(run, config.max_bad_steps, batches.cases, progress.say)
+    validation = {name: begun.folders[name] for name in split.validation}
+    bad = BadSteps(run, config.max_bad_steps, batches.cases, progress.say, writes=fabric.is_global_zero)
     scaler = make_scaler(config.precision, fabric.device.type)
     return Training(config, plan, fabric, device, method, generator, optimizer, scaler, bad, validation, run, about)
