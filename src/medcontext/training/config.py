@@ -113,6 +113,12 @@ class TrainConfig:
     max_bad_steps: int = 10
     """A step whose loss or gradient is not finite is skipped; so many in a row stop the run."""
 
+    deterministic: bool = False
+    """Only operations that give the same bits each time; slower on a GPU, and some networks have none there."""
+
+    compile: bool = False
+    """Compile the network (``torch.compile``), which takes minutes first; it is trained as it is where that fails."""
+
     log_every: int = 25
     """Steps between rows of metrics.jsonl, with all diagnostics (they cost a further backward pass per term)."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,25 @@ def autocast(precision: Precision, kind: str) -> torch.autocast:
 def make_scaler(precision: Precision, kind: str) -> torch.amp.GradScaler:
     """Scales the loss so that fp16 holds small gradients (Micikevicius et al., ICLR 2018); idle in other precisions."""
     return torch.amp.GradScaler(kind, enabled=precision == "fp16")
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """While open, operations that may round differently from one time to the next are refused, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    # Has to be set before cuBLAS is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 @torch.no_grad()

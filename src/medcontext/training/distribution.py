@@ -96,6 +96,15 @@ def require_equal_shares(batch_size: int, fabric: Fabric) -> None:
         )
 
 
+def whole_batch_norm(fabric: Fabric, network: nn.Module) -> nn.Module:
+    """On several GPUs batch normalisation looks at the whole batch, as on one. (On a CPU PyTorch can't do that: every
+    process then normalises over its share.)"""
+    if fabric.world_size == 1 or fabric.device.type != "cuda":
+        return network
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return converted
+
+
 def set_up(fabric: Fabric, module: nn.Module) -> nn.Module:
     """The module on its device, its gradients synchronised with the other processes.
 

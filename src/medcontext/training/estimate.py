@@ -177,7 +177,6 @@ def _training_step(network: nn.Module, config: TrainConfig, plan: Plan, device: 
         # Weights without numbers can't be moved, and stay where they are.
         method.student.to(device)
     method.student.train()
-    assert config.weight_decay is not None
     optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(plan.batch_size, plan.channels, *plan.patch, generator=generator).to(device)

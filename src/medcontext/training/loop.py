@@ -15,6 +15,7 @@ from medcontext.data.sampling import PatchBatches
 from medcontext.inference.model import save_model
 from medcontext.progress import Progress
 from medcontext.training.distribution import any_of
+from medcontext.training.explain import explained
 from medcontext.training.signals import stop_asked
 from medcontext.training.state import Training
 from medcontext.training.step import train_step
@@ -102,6 +103,9 @@ def _saved_on_error(training: Training) -> Iterator[None]:
                 training.save()
         except Exception as second:
             error.add_note(f"The checkpoint could not be written either: {second}")
+        known = explained(error, training)
+        if known is not None:
+            raise known from error
         raise
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,20 +24,10 @@ from medcontext.files import read_json, write_json, write_text
 from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 
-MAY_CHANGE = frozenset(
-    {
-        "device",
-        "devices",
-        "num_nodes",
-        "precision",
-        "workers",
-        "cache",
-        "log_every",
-        "save_every",
-        "save_minutes",
-        "max_bad_steps",
-    }
-)
+MAY_CHANGE = frozenset({
+    *("device", "devices", "num_nodes", "precision", "compile", "workers", "cache"),
+    *("log_every", "save_every", "save_minutes", "max_bad_steps"),
+})  # fmt: skip
 """Settings that a resumed run may be given anew: they do not change what is learned."""
 
 
@@ -219,6 +210,7 @@ def describe_environment(data: Path) -> dict[str, Any]:
     return {
         "data": str(data.resolve()),
         "command": " ".join(sys.argv),
+        "source": _git_state(Path(__file__).parents[3]),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -227,6 +219,21 @@ def describe_environment(data: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in packages},
     }
+
+
+def _git_state(root: Path) -> str | None:
+    """The commit of a source checkout, ``+`` after it where files differ from it; None for an installed package."""
+    if not (root / ".git").exists():
+        return None
+    commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", root, *each], capture_output=True, text=True, check=True).stdout.strip()
+            for each in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes else "")
 
 
 def _processor() -> str:

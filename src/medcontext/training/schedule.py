@@ -32,9 +32,16 @@ def learning_rate(optimizer: OptimizerName, highest: float, step: int, steps: in
     return highest * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
 
 
-def make_optimizer(module: nn.Module, optimizer: OptimizerName, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov's momentum; weight decay on matrices and kernels only, not on norms, biases or mask
-    tokens. Both fused: such an optimiser can skip a step on the device."""
+def make_optimizer(module: nn.Module, optimizer: OptimizerName, weight_decay: float | None) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov's momentum; both fused: such an optimiser can skip a step on the device.
+
+    Args:
+        module: To learn.
+        optimizer: Which.
+        weight_decay: On matrices and kernels only, not on norms, biases or mask tokens; None: the optimiser's own.
+    """
+    if weight_decay is None:
+        weight_decay = WEIGHT_DECAY[optimizer]
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -29,9 +32,10 @@ from medcontext.training.bad_steps import BadSteps
 from medcontext.training.budget import seconds_in, steps_within
 from medcontext.training.cases import split_for
 from medcontext.training.checkpoint import newest_checkpoint
+from medcontext.training.compiled import compiled
 from medcontext.training.config import TrainConfig
-from medcontext.training.device import make_scaler
-from medcontext.training.distribution import first_does, launch, require_equal_shares, set_up
+from medcontext.training.device import autocast, deterministic, make_scaler
+from medcontext.training.distribution import first_does, launch, require_equal_shares, set_up, whole_batch_norm
 from medcontext.training.loop import fit
 from medcontext.training.run import RunFolder, describe_environment, from_stored, to_resume
 from medcontext.training.schedule import make_optimizer
@@ -87,13 +91,14 @@ def train(
     share = (fabric.global_rank, fabric.world_size)
     cases = {name: begun.folders[name] for name in begun.split.train}
     batches = PatchBatches(cases, begun.plan, begun.config.augment, begun.config.seed, begun.plan.steps, share)
-    training = _build(run, begun, fabric, batches, progress)
-    if state is not None:
-        training.load(state)
-        progress.say(f"going on from step {training.step}")
-    if fabric.is_global_zero:
-        run.forget_after(training.step)
-    fit(training, batches, progress)
+    with deterministic(begun.config.deterministic):
+        training = _build(run, begun, fabric, batches, progress)
+        if state is not None:
+            training.load(state)
+            progress.say(f"going on from step {training.step}")
+        if fabric.is_global_zero:
+            run.forget_after(training.step)
+        fit(training, batches, progress)
     fabric.barrier()
     return run.path
 
@@ -176,7 +181,7 @@ def _require_same_scans(run: RunFolder, folders: Mapping[str, Path], resumes: bo
     prepared = {name: folder.name for name, folder in folders.items()}
     before = read_json(run.about).get("prepared")
     if before is None or not resumes:
-        run.note(prepared=prepared)
+        run.note(prepared=prepared, hashes={"data": _hash(prepared), "plan": _hash(read_json(run.plan))})
     elif before != prepared:
         changed = sorted(name for name in before if before[name] != prepared.get(name))
         raise MedContextError(
@@ -185,6 +190,11 @@ def _require_same_scans(run: RunFolder, folders: Mapping[str, Path], resumes: bo
             found=f"{len(changed)} case(s) of other content, for example {changed[0]}",
             remedy="resume it on the scans it began with, or start a new run",
         )
+
+
+def _hash(value: Any) -> str:
+    """Of plain values: the first 16 hexadecimal digits of the SHA-256 of their JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _prepare(
@@ -217,7 +227,7 @@ def _build(run: RunFolder, begun: _Begun, fabric: Fabric, batches: PatchBatches,
     network = build(config, plan)
     if config.pretrained is not None and begun.checkpoint is None:
         progress.say(summary(load_pretrained(network, config.pretrained, channels=plan.channels)))
-    network.to(device)
+    network = whole_batch_norm(fabric, network).to(device)
     generator = torch.Generator().manual_seed(config.seed)
     method = MedContext(
         network,
@@ -233,8 +243,12 @@ def _build(run: RunFolder, begun: _Begun, fabric: Fabric, batches: PatchBatches,
         ignoring=plan.labels.ignore is not None,
     )
     method.student.to(device)
-    assert config.weight_decay is not None
     optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
+    if config.compile:
+        image = torch.zeros(plan.batch_size // fabric.world_size, plan.channels, *plan.patch, device=device)
+        mask = MedContext(network, config.method_config(), total_steps=1).draw_mask(image)
+        precision = autocast(config.precision, fabric.device.type)
+        method.student = compiled(method.student, image, mask, precision, progress.say)
     method.student = set_up(fabric, method.student)
     about = {
         "network": config.network,
