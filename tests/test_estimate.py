@@ -116,7 +116,7 @@ def test_time_is_that_of_the_steps_themselves():
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     method = MedContext(network, "medcontext", total_steps=100)
-    optimizer = make_optimizer(method.student, 0.01)
+    optimizer = make_optimizer(method.student, "adamw", 0.01)
     image, label = torch.randn(2, 1, 32, 32, 32), torch.randint(3, (2, 32, 32, 32))
     times = []
     for _ in range(5):

@@ -13,6 +13,7 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from medcontext.cli import commands, data_commands
+from medcontext.cli.parser import Parser
 from medcontext.errors import MedContextError
 from medcontext.method.presets import PRESETS, MethodConfig
 from medcontext.training.config import TrainConfig
@@ -93,10 +94,10 @@ def _train(settings: Namespace) -> int:
 
 def _parser(given: Sequence[str]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="medcontext", description=DESCRIPTION, version=__version__)
+    parser = Parser(prog="medcontext", description=DESCRIPTION, version=__version__)
     subcommands = parser.add_subcommands(required=False)
     _add_commands(subcommands, COMMANDS)
-    data = ArgumentParser(description="Data sets by name: Synapse, ACDC, BraTS, the Medical Segmentation Decathlon.")
+    data = Parser(description="Data sets by name: Synapse, ACDC, BraTS, the Medical Segmentation Decathlon.")
     subcommands.add_subcommand("data", data, help="Data sets by name: list, import and fetch them.")
     _add_commands(data.add_subcommands(), data_commands.COMMANDS)
     summary = "Train a network on a folder of labelled scans; what can be set is listed by 'medcontext train --help'."
@@ -107,7 +108,7 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
 def _add_commands(subcommands: Any, commands: Mapping[str, Callable[..., int]]) -> None:
     for name, command in commands.items():
         summary = (command.__doc__ or "").splitlines()[0]
-        inner = ArgumentParser(description=summary)
+        inner = Parser(description=summary)
         flags = [flag for flag, each in signature(command).parameters.items() if each.default is False]
         inner.add_function_arguments(command, as_positional=True, skip={*flags})
         for flag in flags:
@@ -122,7 +123,7 @@ def _described(command: Callable[..., int], parameter: str) -> str:
 
 
 def _train_parser(given: Sequence[str]) -> ArgumentParser:
-    parser = ArgumentParser(description="Train a network on a folder of labelled scans.")
+    parser = Parser(description="Train a network on a folder of labelled scans.")
     parser.add_argument("data", type=Path, help="data folder: imagesTr and labelsTr, or images and labels")
     parser.add_argument("--out", type=Path, required=True, help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="go on with the run where it stopped, if it is there")

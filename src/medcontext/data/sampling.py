@@ -29,6 +29,10 @@ OPEN_CASES = 64
 """Cases that a process holds at most: the places of their classes, up to a megabyte each. Their voxels stay on disk."""
 
 
+_ORDER, _PATCH = 1, 2
+"""Last word of a seed sequence, by what is drawn. Zeros at its end would not count: [s] and [s, 0] are the same."""
+
+
 class Batch(TypedDict):
     """``image`` ``(B, C, D, H, W)`` float32, ``label`` ``(B, D, H, W)`` class indices, names of the ``cases``.
 
@@ -51,15 +55,27 @@ class PatchBatches(Dataset[Batch]):
         augment: How patches are varied.
         seed: Of everything drawn.
         steps: Length.
+        share: Which part of every batch to draw, and of how many: that of one process.
     """
 
-    def __init__(self, folders: Mapping[str, Path], plan: Plan, augment: AugmentConfig, seed: int, steps: int) -> None:
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        plan: Plan,
+        augment: AugmentConfig,
+        seed: int,
+        steps: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self._names = sorted(folders)
         self._folders = dict(folders)
         self._plan = plan
         self._augment = augment
         self._seed = seed
         self._steps = steps
+        part, parts = share
+        own = plan.batch_size // parts
+        self._places = range(part * own, (part + 1) * own)
 
     def __len__(self) -> int:
         return self._steps
@@ -67,18 +83,25 @@ class PatchBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         if not 0 <= step < self._steps:
             raise IndexError(step)
-        rng = np.random.default_rng([self._seed, step])
-        size = self._plan.batch_size
-        cases = [self._case_of(step * size + place) for place in range(size)]
+        whole = self.cases(step)
+        cases = [whole[place] for place in self._places]
         with _one_thread():
-            images, labels = zip(*(self._patch(name, rng) for name in cases), strict=True)
+            drawn = (
+                self._patch(name, np.random.default_rng([self._seed, step, place, _PATCH]))
+                for place, name in zip(self._places, cases, strict=True)
+            )
+            images, labels = zip(*drawn, strict=True)
             # In a worker this writes the images straight into the memory that they are handed over in.
             return {"image": default_collate([*images]), "label": default_collate([*labels]), "cases": cases}
 
+    def cases(self, step: int) -> list[str]:
+        """Names of the cases in the whole batch of a step."""
+        size = self._plan.batch_size
+        return [self._case_of(step * size + place) for place in range(size)]
+
     def _case_of(self, sample: int) -> str:
         epoch, place = divmod(sample, len(self._names))
-        # A seed sequence of another length than a step's: the two never coincide.
-        order = np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._names))
+        order = np.random.default_rng([self._seed, epoch, 0, _ORDER]).permutation(len(self._names))
         return self._names[int(order[place])]
 
     def _patch(self, name: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,8 @@ class MedContext:
         patch_embedding: Module path of the network's patch embedding, for hiding tokens.
         positioned_embedding: Module path at which positions have been added to the tokens, where that is another.
         generator: Source of the masks, on the CPU. Seed it for a run that can be repeated.
+        share: Which part of the batch this process has, and of how many. Masks and noise are drawn for the whole batch
+            and its own taken, so that they are those of one process that has it all (from generators of one seed).
         loss: Supervised loss of ``(logits, label)``; None: the one that ``config`` names, or Dice + binary
             cross-entropy for regions.
         membership: ``(R, classes)`` boolean, for a network whose outputs are regions that may contain one another (R
@@ -72,6 +74,7 @@ class MedContext:
         patch_embedding: str | None = None,
         positioned_embedding: str | None = None,
         generator: torch.Generator | None = None,
+        share: tuple[int, int] = (0, 1),
         loss: Loss | None = None,
         membership: Tensor | None = None,
         ignoring: bool = False,
@@ -88,6 +91,7 @@ class MedContext:
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._generator = generator or torch.Generator().manual_seed(0)
+        self._part, self._parts = share
         self._membership = membership
         of_classes = partial(LOSSES[config.loss], ignoring=ignoring)
         self._loss = loss or (of_classes if membership is None else partial(dice_bce, membership=membership))
@@ -211,12 +215,19 @@ class MedContext:
     def _draw_noise(self, image: Tensor) -> Tensor | None:
         if self.config.fill != "noise":
             return None
-        return torch.randn(image.shape, generator=self._generator).to(image.device, non_blocking=True)
+        drawn = torch.randn(len(image) * self._parts, *image.shape[1:], generator=self._generator)
+        return self._own_part(drawn).to(image.device, non_blocking=True)
+
+    def _own_part(self, drawn: Tensor) -> Tensor:
+        """Of what was drawn for the batch of all processes."""
+        size = len(drawn) // self._parts
+        return drawn[self._part * size : (self._part + 1) * size]
 
     def draw_mask(self, image: Tensor) -> Tensor:
         """The next mask ``(B, *grid)`` for a batch like ``image``, on its device."""
         grid = mask_grid(volume_size(image), self.config.mask_patch)
-        return draw_mask(self.config, image.shape[0], grid, self._generator).to(image.device, non_blocking=True)
+        drawn = draw_mask(self.config, len(image) * self._parts, grid, self._generator)
+        return self._own_part(drawn).to(image.device, non_blocking=True)
 
     def after_step(self) -> None:
         """To be called after every optimiser step: moves the teacher after the student."""

@@ -11,7 +11,8 @@ from medcontext.errors import require
 from medcontext.method.presets import PRESETS, MethodConfig
 
 Preset = Literal["medcontext", "paper", "official", "supervised"]
-Precision = Literal["auto", "bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+OptimizerName = Literal["adamw", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,27 @@ class TrainConfig:
     """Patch (D, H, W) in voxels of the planned spacing, slice axis first; None: the plan's."""
 
     batch_size: int | None = None
-    """Patches per step; None: the plan's."""
+    """Patches per step, of all devices together; None: the plan's."""
 
     max_steps: int | None = None
     """Optimiser steps; None: the plan's. The schedules are fitted to it."""
 
-    learning_rate: float | None = None
-    """Largest learning rate of AdamW; None: the network's."""
+    max_time: str | None = None
+    """Time for the whole training in place of steps, such as 8h, 90m or 1d 12h: steps are timed before it begins, and
+    the schedules fitted to as many as fit."""
 
-    weight_decay: float = 0.01
-    """Of AdamW; norms, biases and mask tokens are left out."""
+    patience: int | None = None
+    """Stop after so many validations in a row without a better one; None: train to the end."""
+
+    optimizer: OptimizerName = "adamw"
+    """``adamw``, with warm-up and half a cosine, or ``sgd``, with Nesterov's momentum of 0.99 and polynomial decay, as
+    nnU-Net trains."""
+
+    learning_rate: float | None = None
+    """The largest; None: the network's for AdamW, 0.01 for SGD."""
+
+    weight_decay: float | None = None
+    """Norms, biases and mask tokens are left out; None: 0.01 for AdamW, 0.00003 for SGD."""
 
     gradient_clip: float = 5.0
     """Largest norm of the gradient; longer ones are shortened to it."""
@@ -89,8 +101,23 @@ class TrainConfig:
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``."""
 
+    devices: int = 1
+    """Devices of this machine (of each, where there are several) to share every batch; with ``cpu``, processes."""
+
+    num_nodes: int = 1
+    """Machines, on each of which the same command is started, by ``srun`` for example."""
+
     precision: Precision = "auto"
-    """``auto``: bf16 where the hardware has it, fp32 elsewhere."""
+    """``auto``: bf16 where the hardware has it, fp16 with a scaled loss on older CUDA devices, fp32 elsewhere."""
+
+    max_bad_steps: int = 10
+    """A step whose loss or gradient is not finite is skipped; so many in a row stop the run."""
+
+    deterministic: bool = False
+    """Only operations that give the same bits each time; slower on a GPU, and some networks have none there."""
+
+    compile: bool = False
+    """Compile the network (``torch.compile``), which takes minutes first; it is trained as it is where that fails."""
 
     log_every: int = 25
     """Steps between rows of metrics.jsonl, with all diagnostics (they cost a further backward pass per term)."""
@@ -101,6 +128,9 @@ class TrainConfig:
     save_every: int = 100
     """Steps between checkpoints to resume from."""
 
+    save_minutes: float = 15.0
+    """Minutes after which one is written in any case."""
+
     workers: int = 0
     """Processes that prepare patches; 0 prepares them in the training process."""
 
@@ -108,16 +138,29 @@ class TrainConfig:
     """Folder of prepared cases, shared by all runs; None: ``~/.cache/medcontext``."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_steps", "few_shot", "log_every", "validations", "save_every"):
+        for name in (
+            "batch_size",
+            "max_steps",
+            "few_shot",
+            "log_every",
+            "validations",
+            "save_every",
+            "max_bad_steps",
+            "patience",
+            "devices",
+            "num_nodes",
+        ):
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "a whole number, 1 or more")
         for name in ("patch", "spacing"):
             value = getattr(self, name)
             require(value is None or min(value) > 0, name, value, "three sizes (D, H, W) above 0")
         for name in ("seed", "split_seed", "fold", "workers", "weight_decay"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            value = getattr(self, name)
+            require(value is None or value >= 0, name, value, "0 or more")
         rate = self.learning_rate
         require(rate is None or rate > 0, "learning_rate", rate, "a number above 0")
+        require(self.save_minutes > 0, "save_minutes", self.save_minutes, "a number above 0")
         require(self.gradient_clip > 0, "gradient_clip", self.gradient_clip, "a number above 0")
         for name in ("test_share", "validation_share"):
             require(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from medcontext.errors import MedContextError
@@ -37,12 +39,42 @@ def choose_device(asked: str) -> str:
 
 
 def choose_precision(asked: Precision, device: str) -> Precision:
-    """``auto`` becomes bf16 where the hardware computes in it, and fp32 elsewhere."""
+    """``auto`` becomes bf16 where the hardware computes in it, fp16 on older CUDA devices, and fp32 elsewhere."""
     if asked != "auto":
         return asked
     if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def autocast(precision: Precision, kind: str) -> torch.autocast:
+    """What the passes of a training run in, on a kind of device."""
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(kind, half, enabled=precision in ("bf16", "fp16"))
+
+
+def make_scaler(precision: Precision, kind: str) -> torch.amp.GradScaler:
+    """Scales the loss so that fp16 holds small gradients (Micikevicius et al., ICLR 2018); idle in other precisions."""
+    return torch.amp.GradScaler(kind, enabled=precision == "fp16")
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """While open, operations that may round differently from one time to the next are refused, if that is wanted."""
+    if not wanted:
+        yield
+        return
+    # Has to be set before cuBLAS is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 @torch.no_grad()
@@ -84,13 +116,6 @@ def _same_gradient(module: nn.Conv3d, shape: torch.Size) -> bool:
         gradients.append(torch.autograd.grad(out.float().square().sum(), own)[0].float())
     exact, rough = gradients
     return bool(((exact - rough).abs() <= 0.1 * exact.abs().max()).all())
-
-
-def make_fabric(device: str) -> Fabric:
-    """Lightning Fabric on one device. Precision is the loop's, which looks at gradients term by term as well."""
-    kind, _, index = device.partition(":")
-    devices: Any = [int(index)] if kind == "cuda" else 1
-    return Fabric(accelerator=kind, devices=devices)
 
 
 def _cpu_has_bf16() -> bool:

@@ -30,6 +30,7 @@ from medcontext.method.objective import MedContext
 from medcontext.networks.registry import network_spec
 from medcontext.progress import clock
 from medcontext.training.config import TrainConfig
+from medcontext.training.device import autocast
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.validate import membership
 
@@ -176,14 +177,13 @@ def _training_step(network: nn.Module, config: TrainConfig, plan: Plan, device: 
         # Weights without numbers can't be moved, and stay where they are.
         method.student.to(device)
     method.student.train()
-    optimizer = make_optimizer(method.student, config.weight_decay)
+    optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(plan.batch_size, plan.channels, *plan.patch, generator=generator).to(device)
     label = torch.randint(plan.labels.classes, (plan.batch_size, *plan.patch), generator=generator).to(device)
-    bf16 = config.precision == "bf16"
 
     def step() -> None:
-        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=bf16):
+        with autocast(config.precision, device.partition(":")[0]):
             method(image, label, backward=torch.Tensor.backward)
         torch.nn.utils.clip_grad_norm_(method.student.parameters(), config.gradient_clip)
         optimizer.step()

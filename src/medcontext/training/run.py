@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +24,10 @@ from medcontext.files import read_json, write_json, write_text
 from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 
-MAY_CHANGE = frozenset({"device", "precision", "workers", "cache", "log_every", "save_every"})
+MAY_CHANGE = frozenset({
+    *("device", "devices", "num_nodes", "precision", "compile", "workers", "cache"),
+    *("log_every", "save_every", "save_minutes", "max_bad_steps"),
+})  # fmt: skip
 """Settings that a resumed run may be given anew: they do not change what is learned."""
 
 
@@ -31,8 +35,9 @@ class RunFolder:
     """Paths and files of a run.
 
     ``config.yaml`` settings in full, ``plan.json``, ``split.json``, ``run.json`` (data, versions, hardware, times),
-    ``metrics.jsonl`` (one row per logged step and per validation), ``last.pt`` (to resume), ``best.pt`` (the model),
-    ``test/`` (predictions and scores of the held-out cases), ``report.html``.
+    ``metrics.jsonl`` (one row per logged step and per validation), ``last.pt`` and ``previous.pt`` (to resume),
+    ``best.pt`` (the model), ``bad_steps.json`` (steps that were skipped, if any), ``test/`` (predictions and scores of
+    the held-out cases), ``report.html``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +48,9 @@ class RunFolder:
         self.about = path / "run.json"
         self.metrics = path / "metrics.jsonl"
         self.last = path / "last.pt"
+        self.previous = path / "previous.pt"
+        self.next = path / "next.pt"
+        self.bad_steps = path / "bad_steps.json"
         self.best = path / "best.pt"
         self.predictions = path / "test" / "predictions"
         self.evaluation = path / "test" / "evaluation.json"
@@ -202,6 +210,7 @@ def describe_environment(data: Path) -> dict[str, Any]:
     return {
         "data": str(data.resolve()),
         "command": " ".join(sys.argv),
+        "source": _git_state(Path(__file__).parents[3]),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -210,6 +219,21 @@ def describe_environment(data: Path) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in packages},
     }
+
+
+def _git_state(root: Path) -> str | None:
+    """The commit of a source checkout, ``+`` after it where files differ from it; None for an installed package."""
+    if not (root / ".git").exists():
+        return None
+    commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    try:
+        commit, changes = (
+            subprocess.run(["git", "-C", root, *each], capture_output=True, text=True, check=True).stdout.strip()
+            for each in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes else "")
 
 
 def _processor() -> str:

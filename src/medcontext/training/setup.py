@@ -22,6 +22,7 @@ from medcontext.progress import Progress
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import bf16_gradients_hold, choose_precision
 from medcontext.training.estimate import GIB, free_memory, gpu_memory_gib, step_memory
+from medcontext.training.schedule import SGD_RATE, WEIGHT_DECAY
 
 
 def checked(dataset: Dataset, cache: Path | None, progress: Progress) -> CheckReport:
@@ -86,7 +87,8 @@ def resolve(config: TrainConfig, plan: Plan, device: str) -> TrainConfig:
         patch=plan.patch,
         batch_size=plan.batch_size,
         max_steps=plan.steps,
-        learning_rate=config.learning_rate or spec.learning_rate,
+        learning_rate=config.learning_rate or (SGD_RATE if config.optimizer == "sgd" else spec.learning_rate),
+        weight_decay=WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
         device=device,
         precision=choose_precision(config.precision, device),
         cache=config.cache or default_cache(),

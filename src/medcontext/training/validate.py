@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from medcontext.data.plan import Plan
 from medcontext.data.prepare import read_prepared
 from medcontext.inference.sliding import sliding_logits
 from medcontext.method.diagnostics import hard_dice
+from medcontext.training.distribution import gathered
 
 
 def membership(plan: Plan, device: str) -> Tensor | None:
@@ -21,7 +23,7 @@ def membership(plan: Plan, device: str) -> Tensor | None:
 
 
 def validate(
-    networks: Mapping[str, nn.Module], folders: Mapping[str, Path], plan: Plan, device: str
+    networks: Mapping[str, nn.Module], folders: Mapping[str, Path], plan: Plan, device: str, fabric: Fabric
 ) -> dict[str, float]:
     """Mean Dice over cases, then over foreground classes or regions, in the plan's grid, of each network.
 
@@ -30,21 +32,23 @@ def validate(
         folders: Prepared validation cases.
         plan: Of the data.
         device: The networks'.
+        fabric: Its processes share the cases; each gets the scores of all.
     """
     scores: dict[str, float] = {}
     members = membership(plan, device)
     for name, network in networks.items():
         was_training = network.training
         network.eval()
-        per_case = []
-        for folder in folders.values():
-            case = read_prepared(folder)
+        own = {}
+        for case_name in sorted(folders)[fabric.global_rank :: fabric.world_size]:
+            case = read_prepared(folders[case_name])
             assert case.label is not None
             logits = sliding_logits(
                 network, torch.from_numpy(case.image[:]).float().to(device), plan.patch, plan.normalisation.outside
             )
             target = torch.from_numpy(case.label[:])[None].long().to(device)
-            per_case.append(hard_dice(logits[None], target, membership=members))
+            own[case_name] = hard_dice(logits[None], target, membership=members).tolist()
         network.train(was_training)
-        scores[name] = float(torch.stack(per_case).nanmean(dim=0).nanmean())
+        per_case = torch.tensor([*gathered(fabric, own).values()])
+        scores[name] = float(per_case.nanmean(dim=0).nanmean())
     return scores

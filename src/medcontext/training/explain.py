@@ -1,0 +1,40 @@
+"""What goes wrong within PyTorch and can be mended, said so that it can."""
+
+from __future__ import annotations
+
+import torch
+
+from medcontext.errors import MedContextError
+from medcontext.training.state import Training
+
+
+def explained(error: Exception, training: Training) -> MedContextError | None:
+    """The error as the user needs it: memory that did not suffice, a worker that was ended, an operation that can't
+    be repeated to the bit. None: it is another."""
+    text, config = str(error), training.config
+    where = f"in step {training.step + 1} on {training.device}"
+    # A CPU's allocator raises no error of its own.
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+        return MedContextError(
+            "There is too little memory for this training.",
+            file=training.run.path,
+            found=f"{where}: {text.splitlines()[0] if text else 'out of memory'}",
+            expected=f"what {config.batch_size} patches of {list(training.plan.patch)} take",
+            remedy="end other programs on this device and go on with --resume; or start a run with a smaller patch "
+            "(--patch), fewer patches per step (--batch-size), a smaller network, or in bf16 (--precision)",
+        )
+    if text.startswith("DataLoader worker") and "exited unexpectedly" in (text + str(error.__cause__)):
+        return MedContextError(
+            "A process that prepares patches was ended from outside, most often because memory ran out.",
+            file=training.run.path,
+            found=str(error.__cause__ or text).splitlines()[0],
+            remedy=f"go on with --resume and fewer --workers than {config.workers}; 0 prepares patches in the training",
+        )
+    if "does not have a deterministic implementation" in text:
+        return MedContextError(
+            "This network can't be trained deterministically on this device.",
+            file=training.run.path,
+            found=text.splitlines()[0],
+            remedy="leave deterministic out: runs then agree to rounding; or take another network, or the CPU",
+        )
+    return None

@@ -1,0 +1,125 @@
+"""What a training consists of while it is under way, and what of it a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from medcontext.data.plan import Plan
+from medcontext.method.objective import MedContext
+from medcontext.training.bad_steps import BadSteps
+from medcontext.training.checkpoint import write_checkpoint
+from medcontext.training.config import TrainConfig
+from medcontext.training.device import autocast
+from medcontext.training.run import RunFolder
+
+
+@dataclass
+class Training:
+    """A training under way.
+
+    Attributes:
+        config: Settings, none of them left open.
+        plan: Of the data.
+        fabric: Device and processes.
+        device: Name of the device.
+        method: The method, with its student set up by Fabric.
+        generator: Of the masks.
+        optimizer: Of the student; a fused one, which skips a step where its ``found_inf`` says so.
+        scaler: Of the loss, for fp16; does nothing in other precisions.
+        bad: Steps that were skipped.
+        validation: Prepared validation cases.
+        run: Where everything is written.
+        about: What goes beside the weights of the model.
+        best: Best validation Dice so far; below 0 before the first.
+        stale: Validations since then.
+        validated: Step of the last validation.
+        seconds: Time spent in the loop, over all resumptions.
+        latest: What was logged last, by name.
+        whole: False while a step is being applied, when there is no state to write.
+    """
+
+    config: TrainConfig
+    plan: Plan
+    fabric: Fabric
+    device: str
+    method: MedContext
+    generator: torch.Generator
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    bad: BadSteps
+    validation: Mapping[str, Path]
+    run: RunFolder
+    about: dict[str, Any]
+    best: float = -1.0
+    stale: int = 0
+    validated: int = 0
+    seconds: float = 0.0
+    latest: dict[str, Any] = field(default_factory=dict)
+    whole: bool = True
+
+    @property
+    def step(self) -> int:
+        """Steps taken, the skipped ones included."""
+        return self.method.step
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        assert self.config.max_steps is not None
+        return self.config.max_steps
+
+    @property
+    def given_up(self) -> bool:
+        """Whether the validations have not become better for as long as the patience lasts."""
+        return self.config.patience is not None and self.stale >= self.config.patience
+
+    def autocast(self) -> torch.autocast:
+        """The precision of all passes."""
+        return autocast(self.config.precision, self.fabric.device.type)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Student and, where there is one, teacher."""
+        teacher = self.method.teacher
+        student: dict[str, nn.Module] = {"student": self.method.network}
+        return student | ({} if teacher is None else {"teacher": teacher.network})
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append a row to the run's metrics."""
+        if self.fabric.is_global_zero:
+            self.run.log(row)
+
+    def save(self) -> None:
+        """Write the checkpoint that a resumed run goes on from."""
+        self.bad.settle()
+        if not self.fabric.is_global_zero:
+            return
+        write_checkpoint(
+            self.run,
+            {
+                "method": self.method.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "bad": self.bad.state_dict(),
+                "best": self.best,
+                "stale": self.stale,
+                "validated": self.validated,
+                "seconds": self.seconds,
+            },
+        )
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`save` wrote."""
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.bad.load_state_dict(state["bad"])
+        for name in ("best", "stale", "validated", "seconds"):
+            setattr(self, name, state[name])

@@ -1,0 +1,129 @@
+"""Two processes train as one with the same batches: the same losses, the same scores, one set of files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from medcontext.data.augment_config import AugmentConfig
+from medcontext.data.plan import Plan
+from medcontext.data.sampling import PatchBatches
+from medcontext.errors import MedContextError
+from medcontext.inference.model import load_tensors
+from medcontext.method.objective import MedContext
+from medcontext.method.presets import MethodConfig
+from medcontext.training import distribution
+from medcontext.training.config import TrainConfig
+from medcontext.training.distribution import launch, require_equal_shares
+from medcontext.training.run import RunFolder, from_stored
+from medcontext.training.train import train
+from tests.test_train import NETWORK, SECONDS, weights
+
+SHORT = SECONDS | {"max_steps": 4, "log_every": 1, "save_every": 100, "validations": 2, "validation_share": 0.5}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> TrainConfig:
+    return TrainConfig(cache=tmp_path_factory.mktemp("cache"), **SHORT)
+
+
+def command(data, run: RunFolder, settings: TrainConfig, *more: object) -> list[str]:
+    options = {
+        "out": run.path,
+        "cache": settings.cache,
+        "patch": list(settings.patch),
+        "network-settings": json.dumps(NETWORK),
+        "max-steps": settings.max_steps,
+        "log-every": settings.log_every,
+        "save-every": settings.save_every,
+        "validations": settings.validations,
+        "validation-share": settings.validation_share,
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    return ["-m", "medcontext", "train", str(data), *given, *map(str, more)]
+
+
+def test_two_processes_give_the_losses_and_scores_of_one_and_write_once(tiny, settings, tmp_path):
+    one = RunFolder(train(tiny, tmp_path / "one", settings))
+    two = RunFolder(tmp_path / "two")
+    started = [sys.executable, *command(tiny, two, settings, "--devices", 2)]
+    done = subprocess.run(started, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "2 x cpu" in done.stderr
+    assert len(one.read_split().validation) == 3
+    rows = [run.history() for run in (one, two)]
+    assert [row["step"] for row in rows[1]] == [row["step"] for row in rows[0]] == [1, 2, 2, 3, 4, 4]
+    for single, double in zip(*rows, strict=True):
+        assert single.keys() == double.keys()
+        names = ("loss/clean", "loss/masked", "loss/consistency", "loss/total", "gradient_norm")
+        for name in names if single["kind"] == "train" else ():
+            assert double[name] == pytest.approx(single[name], rel=1e-4)
+        for name in ("dice/student", "dice/teacher") if single["kind"] == "validation" else ():
+            assert double[name] == pytest.approx(single[name], abs=0.002)
+    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(weights(one), weights(two), strict=True))
+    assert sorted(each.name for each in two.path.iterdir()) == sorted(each.name for each in one.path.iterdir())
+    assert from_stored(two.read_config()) == dataclasses.replace(from_stored(one.read_config()), devices=2)
+
+
+def test_processes_of_torchrun_stop_together_and_one_goes_on(tiny, settings, tmp_path):
+    """A signal to one of them is enough."""
+    run = RunFolder(tmp_path / "run")
+    long = dataclasses.replace(settings, max_steps=100_000, validations=1)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen([*launcher, *command(tiny, run, long)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 90
+    while len(run.history()) < 3 and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=90)
+    assert said.count("the checkpoint is written") == 1, said
+    step = load_tensors(run.last)["method"]["step"]
+    assert step >= 3
+    assert run.history()[-1]["step"] == step
+
+
+def test_shares_of_a_batch_are_the_whole_batch(tiny, settings, tmp_path):
+    run = RunFolder(train(tiny, tmp_path / "run", dataclasses.replace(settings, max_steps=1, validations=1)))
+    plan = Plan.from_dict(run.read_plan().to_dict() | {"batch_size": 4})
+    folders = {name: settings.cache / key for name, key in json.loads(run.about.read_text())["prepared"].items()}
+    whole = PatchBatches(folders, plan, AugmentConfig(), 0, 5)[3]
+    parts = [PatchBatches(folders, plan, AugmentConfig(), 0, 5, (rank, 2))[3] for rank in range(2)]
+    for name in ("image", "label"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+    assert [case for part in parts for case in part["cases"]] == whole["cases"]
+
+
+@pytest.mark.parametrize("fill", ["mean", "noise"])
+def test_shares_of_the_masks_are_the_masks_of_the_whole_batch(fill):
+    config = MethodConfig(mask_patch=(2, 2, 2), fill=fill)
+    image = torch.randn(4, 1, 8, 8, 8)
+    drawn = []
+    for share in ((0, 1), (0, 2), (1, 2)):
+        method = MedContext(torch.nn.Conv3d(1, 2, 1), config, total_steps=1, share=share)
+        own = image[: len(image) // share[1]]
+        drawn.append((method.draw_mask(own), method._draw_noise(own)))
+    (mask, noise), *parts = drawn
+    assert torch.equal(torch.cat([part[0] for part in parts]), mask)
+    if fill == "noise":
+        assert torch.equal(torch.cat([part[1] for part in parts]), noise)
+
+
+def test_what_can_not_be_shared_is_refused(monkeypatch):
+    monkeypatch.setattr(distribution, "choose_device", lambda asked: "mps")
+    with pytest.raises(MedContextError, match="not so many devices"):
+        launch(TrainConfig(devices=2))
+    fabric = Fabric(accelerator="cpu", devices=1)
+    monkeypatch.setattr(Fabric, "world_size", 4)
+    with pytest.raises(MedContextError, match="shared equally") as error:
+        require_equal_shares(6, fabric)
+    assert "--batch-size 8" in error.value.remedy

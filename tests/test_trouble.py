@@ -1,0 +1,142 @@
+"""What goes wrong while training runs is said so that it can be mended; and options that change how it is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from medcontext.cli.main import main
+from medcontext.cli.parser import nearest
+from medcontext.data.sampling import PatchBatches
+from medcontext.errors import MedContextError
+from medcontext.inference.model import load_tensors
+from medcontext.training import compiled as compiling
+from medcontext.training import loop
+from medcontext.training.config import TrainConfig
+from medcontext.training.device import deterministic
+from medcontext.training.run import RunFolder, describe_environment
+from medcontext.training.train import train
+from tests.test_train import SECONDS, same
+
+SHORT = SECONDS | {"max_steps": 6, "log_every": 2, "validations": 1}
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory) -> TrainConfig:
+    return TrainConfig(cache=tmp_path_factory.mktemp("cache"), **SHORT)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_memory_that_does_not_suffice_names_what_to_lower(error, tiny, settings, tmp_path, monkeypatch):
+    step = loop.train_step
+
+    def fails(training, batch):
+        if training.step == 3:
+            raise error
+        return step(training, batch)
+
+    monkeypatch.setattr(loop, "train_step", fails)
+    with pytest.raises(MedContextError, match="too little memory") as said:
+        train(tiny, tmp_path / "run", settings)
+    assert "step 4 on cpu" in said.value.found
+    assert all(option in said.value.remedy for option in ("--patch", "--batch-size", "--resume"))
+    assert said.value.__cause__ is error
+    assert load_tensors(RunFolder(tmp_path / "run").last)["method"]["step"] == 3
+
+
+def test_an_error_of_a_worker_comes_with_its_own_traceback(tiny, settings, tmp_path, monkeypatch):
+    def fails(self, name, rng):
+        raise ValueError("a scan like no other")
+
+    monkeypatch.setattr(PatchBatches, "_patch", fails)
+    with pytest.raises(ValueError, match="a scan like no other") as error:
+        train(tiny, tmp_path / "run", dataclasses.replace(settings, workers=1))
+    assert "in fails" in str(error.value)
+
+
+def test_a_worker_that_is_killed_is_said_to_be(tiny, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(PatchBatches, "_patch", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(MedContextError, match="ended from outside") as error:
+        train(tiny, tmp_path / "run", dataclasses.replace(settings, workers=1))
+    assert "--workers" in error.value.remedy
+
+
+def test_deterministic_while_it_trains_and_no_longer(tiny, settings, tmp_path, monkeypatch):
+    seen = []
+    step = loop.train_step
+    monkeypatch.setattr(
+        loop, "train_step", lambda *a: seen.append(torch.are_deterministic_algorithms_enabled()) or step(*a)
+    )
+    train(tiny, tmp_path / "run", dataclasses.replace(settings, max_steps=2, deterministic=True))
+    assert seen == [True, True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_network_that_can_not_be_compiled_is_trained_as_it_is(tiny, settings, tmp_path, monkeypatch):
+    plain = RunFolder(train(tiny, tmp_path / "plain", settings))
+    monkeypatch.setattr(compiling, "_compile", lambda module: _Broken())
+    run = RunFolder(train(tiny, tmp_path / "run", dataclasses.replace(settings, compile=True)))
+    assert same(run, plain)
+
+
+class _Broken(torch.nn.Module):
+    def forward(self, *arguments):
+        raise RuntimeError("no compiler here")
+
+
+def test_a_compiled_network_trains_to_the_same_within_rounding(tiny, settings, tmp_path, monkeypatch):
+    plain = RunFolder(train(tiny, tmp_path / "plain", settings))
+    calls = []
+    monkeypatch.setattr(
+        compiling, "_compile", lambda module: calls.append(1) or torch.compile(module, backend="aot_eager")
+    )
+    run = RunFolder(train(tiny, tmp_path / "run", dataclasses.replace(settings, compile=True)))
+    assert len(calls) == 2
+    losses = [[row["loss/total"] for row in each.history() if "loss/total" in row] for each in (plain, run)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert load_tensors(run.last)["method"]["student"].keys() == load_tensors(plain.last)["method"]["student"].keys()
+
+
+def test_a_run_records_the_source_it_was_made_with_and_hashes(tiny, settings, tmp_path):
+    records = [
+        json.loads(
+            RunFolder(train(tiny, tmp_path / str(size), dataclasses.replace(settings, **change))).about.read_text()
+        )
+        for size, change in enumerate(({"max_steps": 1}, {"max_steps": 1, "seed": 1}, {"max_steps": 2}))
+    ]
+    hashes = [record["hashes"] for record in records]
+    assert hashes[0] == hashes[1]
+    assert hashes[0]["data"] == hashes[2]["data"]
+    assert hashes[0]["plan"] != hashes[2]["plan"]
+    source = describe_environment(tiny)["source"]
+    assert source is None or len(source.rstrip("+")) == 40
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [("max_step", "max_steps"), ("--learning-rat=3", "learning_rate"), ("method.rati", "method.ratio"), ("zzz", None)],
+)
+def test_the_nearest_setting(asked, meant):
+    assert nearest(asked) == meant
+
+
+def test_a_wrong_setting_is_answered_with_the_nearest(tmp_path, capsys):
+    (tmp_path / "settings.yaml").write_text("lerning_rate: 0.1\n")
+    for wrong in (["--lerning-rate", "0.1"], ["--config", str(tmp_path / "settings.yaml")]):
+        with pytest.raises(SystemExit) as end:
+            main(["train", str(tmp_path), "--out", str(tmp_path / "run"), *wrong])
+        assert end.value.code == 2
+        assert "the nearest is 'learning_rate'" in capsys.readouterr().err
