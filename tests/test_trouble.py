@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
+import traceback
 
 import pytest
 import torch
@@ -62,14 +61,7 @@ def test_an_error_of_a_worker_comes_with_its_own_traceback(tiny, settings, tmp_p
     monkeypatch.setattr(PatchBatches, "_patch", fails)
     with pytest.raises(ValueError, match="a scan like no other") as error:
         train(tiny, tmp_path / "run", dataclasses.replace(settings, workers=1))
-    assert "in fails" in str(error.value)
-
-
-def test_a_worker_that_is_killed_is_said_to_be(tiny, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(PatchBatches, "_patch", lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(MedContextError, match="ended from outside") as error:
-        train(tiny, tmp_path / "run", dataclasses.replace(settings, workers=1))
-    assert "--workers" in error.value.remedy
+    assert "in fails" in "".join(traceback.format_exception(error.value))
 
 
 def test_deterministic_while_it_trains_and_no_longer(tiny, settings, tmp_path, monkeypatch):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 Update = Callable[[int, int], None]
 LOG_SECONDS = 15.0
@@ -42,15 +43,22 @@ class Progress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
-            TextColumn("[dim]{task.fields[note]}"),
         )
-        with Bars(*columns, console=self.console) as bars:
+        with _Bars(*columns, console=self.console) as bars:
             task = bars.add_task(name, total=None, note="")
 
             def update(done: int, total: int, note: str = "") -> None:
                 bars.update(task, completed=done, total=total, note=note or bars.tasks[0].fields["note"])
 
             yield update
+
+
+class _Bars(Bars):
+    """With the note below the bar: beside it, a long one would leave no room for the bar and the time left."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(task.fields["note"], style="dim") for task in self.tasks if task.fields["note"])
 
 
 class _LogLine:

@@ -107,7 +107,7 @@ def prepare_all(
     _open_cache(cache)
     known = KnownContent(cache / "content.json")
     try:
-        folders = _in_parallel(locate, cases, _processors())
+        folders = _in_parallel(locate, cases, processors())
     finally:
         known.save()
     missing = []
@@ -149,7 +149,8 @@ def _in_parallel(
     return results
 
 
-def _processors() -> int:
+def processors() -> int:
+    """That this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -157,7 +158,7 @@ def _workers(cases: list[Case]) -> int:
     """As many as there are processors, and as cases fit into half of the memory at once."""
     needed = max((BYTES_AT_WORK * _size(case) for case in cases), default=1)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(_processors(), memory // 2 // max(1, needed)))
+    return max(1, min(processors(), memory // 2 // max(1, needed)))
 
 
 def _size(case: Case) -> int:

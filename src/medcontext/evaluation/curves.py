@@ -14,7 +14,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from medcontext.evaluation.pictures import DPI, png, short
+from medcontext.drawing import DPI, short
+from medcontext.evaluation.pictures import png
 
 History = Sequence[Mapping[str, Any]]
 

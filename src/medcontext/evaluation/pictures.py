@@ -13,21 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from medcontext.data.scan import read_labels, read_scan, spacing_of
+from medcontext.drawing import DPI, TRUTH_STYLE, contour, draw_legend, label_style, legend_size, short
 from medcontext.errors import MedContextError
-
-DPI = 110
-
-LABEL_COLOURS = ("#56b4e9", "#e69f00", "#f0e442", "#cc79a7", "#00c896", "#ff6f3c", "#8fa5ff")
-"""Okabe and Ito's colours, told apart by colour-blind people, lightened where they would drown on grey."""
-
-LABEL_STYLES = ("solid", (0, (4, 1.5)), (0, (1.2, 1.2)))
-"""With more labels than colours, the colours come again with the next of these line styles."""
-
-TRUTH_STYLE: Mapping[str, Any] = {"color": "#ffffffcc", "linewidth": 0.6}
 
 
 @dataclass(frozen=True)
@@ -80,7 +70,7 @@ def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str])
     """
     rows = [_row(case) for case in cases]
     known = sorted({label for row in rows for each in row.maps for label in _labels(each)} | set(label_names) - {0})
-    styles = {label: _label_style(index) for index, label in enumerate(known)}
+    styles = {label: label_style(index) for index, label in enumerate(known)}
     shown = [label for label in known if any((each == label).any() for row in rows for each in row.maps)]
 
     entries = [(label_names.get(label, f"label {label}"), styles[label]) for label in shown]
@@ -88,7 +78,7 @@ def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str])
         entries.append(("truth's outline", TRUTH_STYLE))
     panel, left, gap, head = 2.75, 0.56, 0.1, 0.34
     width = left + max(len(row.maps) for row in rows) * (panel + gap)
-    legend_columns, legend_height = _legend_size([name for name, _ in entries], width)
+    legend_columns, legend_height = legend_size([name for name, _ in entries], width)
     heights = [panel * row.height / row.width for row in rows]
     height = sum(heights) + head * len(rows) + legend_height + 0.1
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="#101418")
@@ -106,7 +96,7 @@ def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str])
             _draw_slice(axes, row, labels, styles, outline=column > 0)
             axes.set_title(short(title[0], 20), loc="left", color="#ffffff", fontsize=11, pad=5, parse_math=False)
             axes.set_title(title[1], loc="right", color="#c9ced6", fontsize=10, pad=5)
-    _draw_legend(figure, entries, legend_columns)
+    draw_legend(figure, entries, legend_columns)
     return png(figure)
 
 
@@ -179,9 +169,9 @@ def _draw_slice(axes: Any, row: _Row, labels: Any, styles: Mapping[int, Mapping[
     )  # fmt: skip
     if outline:
         for label in _labels(row.maps[0]):
-            _contour(axes, row, row.maps[0] == label, TRUTH_STYLE)
+            contour(axes, row.maps[0] == label, (row.height, row.width), TRUTH_STYLE)
     for label in _labels(labels):
-        _contour(axes, row, labels == label, styles[label])
+        contour(axes, labels == label, (row.height, row.width), styles[label])
     for x, letter in zip((0.025, 0.975), row.sides, strict=True):
         axes.text(
             x, 0.5, letter, transform=axes.transAxes, color="white", fontsize=9, va="center",
@@ -191,52 +181,12 @@ def _draw_slice(axes: Any, row: _Row, labels: Any, styles: Mapping[int, Mapping[
     axes.set_axis_off()
 
 
-def _contour(axes: Any, row: _Row, mask: npt.NDArray[np.bool_], style: Mapping[str, Any]) -> None:
-    """The outline of ``(H, W)`` ``mask``, closed at the edge of the picture."""
-    down, across = row.height / mask.shape[0], row.width / mask.shape[1]
-    y, x = (np.arange(mask.shape[0] + 2) - 0.5) * down, (np.arange(mask.shape[1] + 2) - 0.5) * across
-    lines = {f"{key}s": [value] for key, value in style.items()}
-    axes.contour(x, y, np.pad(mask, 1).astype(np.float32), levels=[0.5], **lines)
-
-
 def _labels(array: npt.NDArray[np.int32]) -> list[int]:
     return [int(label) for label in np.unique(array) if label != 0]
 
 
-def _label_style(index: int) -> Mapping[str, Any]:
-    style = LABEL_STYLES[index // len(LABEL_COLOURS) % len(LABEL_STYLES)]
-    return {"color": LABEL_COLOURS[index % len(LABEL_COLOURS)], "linestyle": style, "linewidth": 1.3}
-
-
-def _legend_size(names: Sequence[str], width: float) -> tuple[int, float]:
-    """How many columns of names fit in ``width`` inches, and how many inches high they stand."""
-    widest = 0.55 + 0.085 * max((len(short(name, 30)) for name in names), default=0)
-    columns = max(1, min(len(names), int(width / widest)))
-    return columns, 0.2 + 0.2 * -(-len(names) // columns)
-
-
-def _draw_legend(figure: Any, entries: Sequence[tuple[str, Mapping[str, Any]]], columns: int) -> None:
-    if not entries:
-        return
-    lines = [Line2D([], [], **{**style, "linewidth": 1.5 * style["linewidth"]}) for _, style in entries]
-    legend = figure.legend(
-        lines, ["-"] * len(lines), loc="lower center", ncols=columns, frameon=False, fontsize=10, labelcolor="#e8eaed",
-        borderaxespad=0.3, columnspacing=1.6, handlelength=1.8, labelspacing=0.3,
-    )  # fmt: skip
-    for text, (name, _) in zip(legend.get_texts(), entries, strict=True):
-        text.set(text=short(name, 30), parse_math=False)
-
-
 def _dice_text(dice: float | None) -> str:
     return "no Dice" if dice is None else f"Dice {dice:.3f}"
-
-
-def short(text: str, most: int) -> str:
-    """``text`` on one line, its middle left out where it is longer than ``most`` characters."""
-    text = " ".join(text.split())
-    if len(text) <= most:
-        return text
-    return f"{text[: (most - 1) // 2]}…{text[len(text) - most // 2 :]}"
 
 
 def png(figure: Any) -> bytes:

@@ -102,6 +102,11 @@ class MedContext:
         return self._network
 
     @property
+    def bare_student(self) -> nn.Module:
+        """The student without what it may have been wrapped in."""
+        return self._own
+
+    @property
     def momentum(self) -> float:
         """Momentum of the teacher's next update."""
         return teacher_momentum(self.config, self.step, self._total_steps, self._steps_per_epoch)

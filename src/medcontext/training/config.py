@@ -131,8 +131,11 @@ class TrainConfig:
     save_minutes: float = 15.0
     """Minutes after which one is written in any case."""
 
-    workers: int = 0
-    """Processes that prepare patches; 0 prepares them in the training process."""
+    workers: int = 1
+    """Threads that prepare patches ahead; 0 prepares them when they are needed."""
+
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """What rows and pictures are also written for, beside JSON lines and CSV."""
 
     cache: Path | None = None
     """Folder of prepared cases, shared by all runs; None: ``~/.cache/medcontext``."""

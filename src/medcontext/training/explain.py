@@ -9,8 +9,8 @@ from medcontext.training.state import Training
 
 
 def explained(error: Exception, training: Training) -> MedContextError | None:
-    """The error as the user needs it: memory that did not suffice, a worker that was ended, an operation that can't
-    be repeated to the bit. None: it is another."""
+    """The error as the user needs it: memory that did not suffice, an operation that can't be repeated to the bit.
+    None: it is another."""
     text, config = str(error), training.config
     where = f"in step {training.step + 1} on {training.device}"
     # A CPU's allocator raises no error of its own.
@@ -22,13 +22,6 @@ def explained(error: Exception, training: Training) -> MedContextError | None:
             expected=f"what {config.batch_size} patches of {list(training.plan.patch)} take",
             remedy="end other programs on this device and go on with --resume; or start a run with a smaller patch "
             "(--patch), fewer patches per step (--batch-size), a smaller network, or in bf16 (--precision)",
-        )
-    if text.startswith("DataLoader worker") and "exited unexpectedly" in (text + str(error.__cause__)):
-        return MedContextError(
-            "A process that prepares patches was ended from outside, most often because memory ran out.",
-            file=training.run.path,
-            found=str(error.__cause__ or text).splitlines()[0],
-            remedy=f"go on with --resume and fewer --workers than {config.workers}; 0 prepares patches in the training",
         )
     if "does not have a deterministic implementation" in text:
         return MedContextError(

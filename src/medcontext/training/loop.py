@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
+from medcontext.data.cache import processors
+from medcontext.data.loading import batches_of
 from medcontext.data.sampling import PatchBatches
 from medcontext.inference.model import save_model
 from medcontext.progress import Progress
 from medcontext.training.distribution import any_of
 from medcontext.training.explain import explained
+from medcontext.training.meter import Meter, training_note
+from medcontext.training.overlays import PatchOverlay
 from medcontext.training.signals import stop_asked
 from medcontext.training.state import Training
 from medcontext.training.step import train_step
@@ -30,27 +32,24 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
     checkpoint too, of the last whole step.
     """
     config, steps = training.config, training.steps
-    loader: Any = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(training.step, training.step if training.given_up else steps),
-        num_workers=config.workers,
-        pin_memory=training.device.startswith("cuda"),
-        generator=torch.Generator(),
-    )
+    left = range(training.step, training.step if training.given_up else steps)
+    loader, meter = batches_of(batches, left, config.workers), Meter(training.device)
+    overlay = PatchOverlay(batches[0], training.plan, training.method.config, config.seed) if training.logs else None
     validate_at = {round(steps * (k + 1) / config.validations) for k in range(config.validations)} | {steps}
     own_random_state = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
     saved, clock = time.monotonic(), _Clock(training)
     with own_random_state, progress.task("training") as update, stop_asked() as stop, _saved_on_error(training):
         if training.step in validate_at and training.validated < training.step:
-            _validate(training)
-        for batch in loader:
+            _validate(training, overlay)
+        for batch in meter.watch(loader):
             row = train_step(training, batch)
             clock.tick()
             if row:
-                training.log(row | {"seconds": round(training.seconds, 2)})
+                training.latest |= meter.values()
+                training.log(row | meter.values() | {"seconds": round(training.seconds, 2)})
             if training.step in validate_at:
-                _validate(training)
+                with meter.aside():
+                    _validate(training, overlay)
                 clock.tick()
             if _stops(training, stop.is_set(), logged=bool(row)):
                 training.save()
@@ -59,11 +58,15 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
                 raise KeyboardInterrupt
             late = time.monotonic() - saved >= 60 * config.save_minutes
             if late or training.step % config.save_every == 0 or training.step == steps or training.given_up:
-                training.save()
+                with meter.aside():
+                    training.save()
                 saved = time.monotonic()
             if training.latest.pop("collapsed", 0) and training.step > steps // 2:
                 progress.say(f"at step {training.step} the teacher says the same everywhere: this run has collapsed")
-            update(training.step, steps, _note(training.latest))
+            hint = meter.hint(config.workers, processors())
+            if hint:
+                progress.say(hint)
+            update(training.step, steps, training_note(training.latest))
             if training.given_up:
                 progress.say(f"stopped at step {training.step}: {training.stale} validations without a better one")
                 break
@@ -94,9 +97,12 @@ class _Clock:
 
 @contextmanager
 def _saved_on_error(training: Training) -> Iterator[None]:
-    """Write the checkpoint if anything goes wrong between two steps, or within one before it is applied."""
+    """Write the checkpoint if anything goes wrong between two steps, or within one before it is applied; close the
+    logs however it ends."""
+    succeeded = False
     try:
         yield
+        succeeded = True
     except Exception as error:
         try:
             if training.whole:
@@ -107,9 +113,12 @@ def _saved_on_error(training: Training) -> Iterator[None]:
         if known is not None:
             raise known from error
         raise
+    finally:
+        if training.logs is not None:
+            training.logs.close(success=succeeded)
 
 
-def _validate(training: Training) -> None:
+def _validate(training: Training, overlay: PatchOverlay | None) -> None:
     """Score student and teacher on whole volumes; keep the better of the two if it is the best so far.
 
     Without validation cases the teacher (the student, where there is none) is kept each time.
@@ -134,9 +143,9 @@ def _validate(training: Training) -> None:
         about = training.about | {"step": training.step, "which": chosen, "validation_dice": known.get(chosen)}
         if training.fabric.is_global_zero:
             save_model(training.run.best, networks[chosen].state_dict(), training.plan, about)
+    if training.logs is not None and overlay is not None:
+        teacher = training.method.teacher
+        with training.autocast():
+            pixels = overlay(training.method.bare_student, None if teacher is None else teacher.network)
+        training.logs.picture(pixels, training.step)
     training.validated = training.step
-
-
-def _note(latest: Mapping[str, Any]) -> str:
-    names = {"loss/total": "loss", "context_score": "context", "dice/student": "Dice", "dice/teacher": "teacher"}
-    return "  ".join(f"{name} {latest[key]:.3f}" for key, name in names.items() if key in latest)

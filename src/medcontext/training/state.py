@@ -17,6 +17,7 @@ from medcontext.training.bad_steps import BadSteps
 from medcontext.training.checkpoint import write_checkpoint
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import autocast
+from medcontext.training.logs import RunLogs
 from medcontext.training.run import RunFolder
 
 
@@ -37,6 +38,7 @@ class Training:
         validation: Prepared validation cases.
         run: Where everything is written.
         about: What goes beside the weights of the model.
+        logs: Where rows and pictures go; None but in the first process.
         best: Best validation Dice so far; below 0 before the first.
         stale: Validations since then.
         validated: Step of the last validation.
@@ -57,6 +59,7 @@ class Training:
     validation: Mapping[str, Path]
     run: RunFolder
     about: dict[str, Any]
+    logs: RunLogs | None = None
     best: float = -1.0
     stale: int = 0
     validated: int = 0
@@ -91,15 +94,17 @@ class Training:
         return student | ({} if teacher is None else {"teacher": teacher.network})
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row to the run's metrics."""
-        if self.fabric.is_global_zero:
-            self.run.log(row)
+        """Append a row to the run's metrics, and to everything that copies them."""
+        if self.logs is not None:
+            self.logs.log(row)
 
     def save(self) -> None:
         """Write the checkpoint that a resumed run goes on from."""
         self.bad.settle()
         if not self.fabric.is_global_zero:
             return
+        if self.logs is not None:
+            self.logs.save()
         write_checkpoint(
             self.run,
             {

@@ -36,11 +36,13 @@ from medcontext.training.compiled import compiled
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import autocast, deterministic, make_scaler
 from medcontext.training.distribution import first_does, launch, require_equal_shares, set_up, whole_batch_norm
+from medcontext.training.logs import RunLogs
 from medcontext.training.loop import fit
-from medcontext.training.run import RunFolder, describe_environment, from_stored, to_resume
+from medcontext.training.run import RunFolder, describe_environment, from_stored, plain, to_resume
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.setup import build, checked, plan_for, require_clean, tried
 from medcontext.training.state import Training
+from medcontext.training.trackers import require_loggers
 from medcontext.training.validate import membership
 
 
@@ -98,6 +100,8 @@ def train(
             progress.say(f"going on from step {training.step}")
         if fabric.is_global_zero:
             run.forget_after(training.step)
+            loggers = training.config.loggers
+            training.logs = RunLogs(run, training.step, loggers, plain(training.config), progress.say)
         fit(training, batches, progress)
     fabric.barrier()
     return run.path
@@ -142,6 +146,7 @@ def _set_up(
     """Plan and split what has been checked, try it, and write what the run is made of."""
     require_clean(report)
     _require_one_end(config)
+    require_loggers(config.loggers)
     device = str(fabric.device)
     plan = plan_for(report, config, device)
     progress.say("\n".join(f"- {reason}" for reason in plan.reasons))
