@@ -339,7 +339,7 @@ def test_threads_that_start_later_are_given_as_many_cores_as_before(data, tmp_pa
 
 def test_as_many_cases_at_once_as_fit_in_memory(data, monkeypatch):
     cases, _, _ = data
-    monkeypatch.setattr(cache_module, "_processors", lambda: 64)
+    monkeypatch.setattr(cache_module, "processors", lambda: 64)
     assert cache_module._workers(cases) == 64
     largest = max(cache_module._size(case) for case in cases)
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * 5 * 30 * largest}.__getitem__)
