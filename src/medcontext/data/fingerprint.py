@@ -114,6 +114,11 @@ class Fingerprint:
         return asdict(self)
 
 
+def has_thick_slices(spacing: Triple) -> bool:
+    """Whether voxels are so much longer along the slice axis that patches are varied within the plane alone."""
+    return spacing[0] >= ANISOTROPIC * max(spacing[1:])
+
+
 def take_fingerprint(report: CheckReport) -> Fingerprint:
     """The fingerprint of a checked data set.
 

@@ -14,11 +14,11 @@ import numpy as np
 from medcontext.data.check import CheckReport
 from medcontext.data.description import FILE
 from medcontext.data.fingerprint import (
-    ANISOTROPIC,
     Fingerprint,
     Grids,
     as_triple,
     foreground_values,
+    has_thick_slices,
     take_fingerprint,
     take_grids,
     usable_facts,
@@ -270,7 +270,7 @@ def _why_batch(batch: int) -> str:
 
 def _augmentation(spacing: Spacing, orientation: str, labels: Labels) -> str:
     """What will be varied, and why nothing is mirrored: where no label names a side, it is for the user to know."""
-    within = "within the slices alone, which are thick" if spacing[0] >= ANISOTROPIC * max(spacing[1:]) else "in 3D"
+    within = "within the slices alone, which are thick" if has_thick_slices(spacing) else "in 3D"
     names = [name for name, _ in labels.structures.values()]
     sided = next((name for name in names if SIDED.search(name)), None)
     if sided:

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from medcontext.data.augment_config import AugmentConfig
+from medcontext.data.fingerprint import has_thick_slices
 from medcontext.data.intensity import vary_intensity
 from medcontext.data.plan import Plan
 from medcontext.data.prepare import Prepared, read_prepared
-from medcontext.data.spatial import draw_deformation, has_thick_slices, reach, warp
+from medcontext.data.spatial import draw_deformation, reach, warp
 
 FOREGROUND_SHARE = 0.5
 """Share of the patches that are centred near a labelled voxel, of a class drawn first so that rare ones are seen.

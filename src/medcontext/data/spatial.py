@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from medcontext.data.augment_config import AugmentConfig
-from medcontext.data.fingerprint import ANISOTROPIC
+from medcontext.data.fingerprint import has_thick_slices
 
 Size = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -50,11 +50,6 @@ class Deformation:
         """Whether slices stay parallel to themselves and move alike, at most nearer to or further from one another."""
         flat = self.shifts is None or (self.shifts.shape[1] == 1 and not self.shifts[0].any())
         return flat and not self.matrix[0, 1:].any() and not self.matrix[1:, 0].any()
-
-
-def has_thick_slices(spacing: Spacing) -> bool:
-    """Whether voxels are so much longer along the slice axis that patches are varied within the plane alone."""
-    return spacing[0] >= ANISOTROPIC * max(spacing[1:])
 
 
 def draw_deformation(config: AugmentConfig, spacing: Spacing, patch: Size, rng: np.random.Generator) -> Deformation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medcontext.data.labels import Labels
-from medcontext.data.scan import LabelMap, case_name, read_labels, scan_files, spacing_of
+from medcontext.data.scan import LabelMap, case_name, read_labels, scan_files, spacing_of, voxels_apart
 from medcontext.errors import MedContextError
 from medcontext.evaluation.metrics import dice, hd95
 
@@ -184,10 +183,7 @@ def _same_grid(predicted: LabelMap, true: LabelMap) -> None:
             expected=f"shape {true.array.shape}, as {true.path}",
             remedy="predict on the original scan; predictions are scored in the scan's own grid",
         )
-    ends = [(0, size - 1) for size in true.array.shape]
-    corners = np.array([(*corner, 1) for corner in product(*ends)])
-    moved = np.linalg.norm(corners @ (predicted.affine - true.affine).T, axis=1)
-    apart = float(moved.max()) / min(spacing_of(true.affine))
+    apart = voxels_apart(true.array.shape, true.affine, predicted.affine)
     if apart > ALIGNED:
         raise MedContextError(
             "A prediction and its true label map lie differently in space.",
