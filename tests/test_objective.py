@@ -120,7 +120,7 @@ def test_gradient_shares_are_those_of_the_terms_alone():
     network = Small()
     network.inner[2] = nn.Identity()
     start = copy.deepcopy(network)
-    losses = make("medcontext", network, **changes)(*batch(), backward=torch.Tensor.backward, diagnose=True)
+    losses = make("medcontext", network, **changes)(*batch(), backward=torch.Tensor.backward, gradients=True)
     norms = {}
     for term, weight in {"clean": 1.0, "masked": 1.0, "consistency": 2.0}.items():
         alone = copy.deepcopy(start)

@@ -63,7 +63,7 @@ def test_passes_in_parts_apart_and_together_give_the_same_gradients(heads, fill)
             config = replace(SMALL, passes=passes, fill=fill, deep_consistency=True)
             method = MedContext(network(heads), config, total_steps=10)
             image, label = batch()
-            losses = method(image, label, backward=torch.Tensor.backward if parts else None, diagnose=parts)
+            losses = method(image, label, backward=torch.Tensor.backward if parts else None, gradients=parts)
             if not parts:
                 losses["total"].backward()
             results.append((losses["total"].item(), gradients(method.student)))
@@ -102,7 +102,9 @@ def test_samples_without_a_label_take_part_through_consistency_alone():
     parts = {}
     for flags in ([True, False, True], [False, False, False], None):
         method = MedContext(network(), SMALL, total_steps=10)
-        parts[str(flags)] = method(image, None if flags is None else label, labelled=flags, diagnose=True)
+        parts[str(flags)] = method(
+            image, None if flags is None else label, labelled=flags, diagnose=True, gradients=True
+        )
     some, flagged, none = parts.values()
     assert set(none) >= {"consistency", "total", "teacher_entropy"}
     assert not {"clean", "masked"} & set(none)
@@ -139,7 +141,7 @@ def test_gradients_accumulate_over_small_batches():
 def test_under_autocast_losses_and_the_average_stay_in_float32(dtype):
     method = MedContext(network(), SMALL, total_steps=10)
     with torch.autocast("cpu", dtype):
-        losses = method(*batch(), backward=torch.Tensor.backward, diagnose=True)
+        losses = method(*batch(), backward=torch.Tensor.backward, diagnose=True, gradients=True)
     assert losses["total"].dtype == torch.float32
     assert all(torch.isfinite(value) for value in losses.values())
     method.after_step()
@@ -196,7 +198,7 @@ def test_a_collapse_is_flagged():
     method = MedContext(constant, config, total_steps=30)
     optimizer = torch.optim.SGD(method.student.parameters(), lr=1.0)
     for _ in range(5):
-        losses = method(image, label, diagnose=True)
+        losses = method(image, label, diagnose=True, gradients=True)
         losses["total"].backward()
         optimizer.step()
         method.after_step()
@@ -222,7 +224,7 @@ def _on_one_of_two(rank: int, file: str, out: str, passes: str, parts: bool) -> 
     wrapped.register_comm_hook(None, lambda state, bucket: _count(synchronised, bucket))
     method.student = wrapped
     if parts:
-        method(image[own], label[own], backward=torch.Tensor.backward, diagnose=True)
+        method(image[own], label[own], backward=torch.Tensor.backward, diagnose=True, gradients=True)
     else:
         method(image[own], label[own])["total"].backward()
     torch.save((gradients(wrapped), len(synchronised)), f"{out}{rank}")
@@ -260,7 +262,7 @@ def test_two_processes_synchronise_once_and_give_the_gradient_of_one(tmp_path, p
 def test_every_preset_runs_and_resumes(name):
     first = MedContext(network(), replace(PRESETS[name], mask_patch=(4, 4, 4)), total_steps=4, steps_per_epoch=2)
     for _ in range(3):
-        first(*batch(), backward=torch.Tensor.backward, diagnose=True)
+        first(*batch(), backward=torch.Tensor.backward, diagnose=True, gradients=True)
         first.after_step()
     state = copy.deepcopy(first.state_dict())
     again = MedContext(network(), replace(PRESETS[name], mask_patch=(4, 4, 4)), total_steps=4, steps_per_epoch=2)

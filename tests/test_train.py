@@ -103,6 +103,8 @@ def test_a_run_folder_holds_everything_that_made_it(trained, tiny):
     logged = {"loss/clean", "loss/masked", "loss/consistency", "loss/total", "gradient_share/consistency", "momentum"}
     logged |= {"batch_dice/student", "batch_dice/teacher", "context_score", "context_gap", "teacher_entropy"}
     assert logged <= {key for row in rows for key in row}
+    assert [row["step"] for row in rows if "gradient_share/masked" in row] == [12]
+    assert [row["step"] for row in rows if "context_score" in row] == [3, 6, 9, 12]
     assert not [path for path in trained.path.rglob("*") if path.name.startswith(".unfinished")]
 
 

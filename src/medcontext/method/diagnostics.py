@@ -1,4 +1,4 @@
-"""What shows whether the method works, at nearly no cost: context score, gradient shares, and signs of collapse."""
+"""What shows whether the method works: context score and signs of collapse, for little; gradient shares, for a step."""
 
 from __future__ import annotations
 

@@ -119,6 +119,7 @@ class MedContext:
         labelled: Sequence[bool] | None = None,
         backward: Callable[..., Any] | None = None,
         diagnose: bool = False,
+        gradients: bool = False,
     ) -> dict[str, Tensor]:
         """The three passes.
 
@@ -129,7 +130,8 @@ class MedContext:
             backward: Called with each part of the loss as soon as it is known (``torch.Tensor.backward``, or Fabric's),
                 so that the graph of the clean pass is freed before the masked pass begins: the same gradients in less
                 memory. Without it, call ``["total"].backward()`` yourself.
-            diagnose: Add the diagnostics, for which every term is back-propagated once more.
+            diagnose: Add the diagnostics of the outputs, which cost little.
+            gradients: Add every term's share of the gradient, for which each is back-propagated once more.
 
         Returns:
             Named scalars: the unweighted terms ``clean``, ``masked`` and ``consistency``, their weighted sum ``total``
@@ -147,7 +149,7 @@ class MedContext:
             """Take in terms of one graph; back-propagate them if that is to be done here."""
             losses.update(terms)
             weighted = {name: weights[name] * term for name, term in terms.items()}
-            if diagnose and self.teacher is not None:
+            if gradients and self.teacher is not None:
                 norms.update(diagnostics.gradient_norms(weighted, list(self.student.parameters())))
             if backward is not None:
                 backward(torch.stack(list(weighted.values())).sum())
@@ -175,7 +177,8 @@ class MedContext:
                 learn_from(self._masked(masked, target, label, known, mask))
         losses["total"] = torch.stack([weights[name] * term for name, term in losses.items()]).sum()
         if diagnose and self.teacher is not None:
-            losses |= diagnostics.shares(norms) | self._observe(clean, masked, target, label, known, mask)
+            losses |= self._observe(clean, masked, target, label, known, mask)
+        losses |= diagnostics.shares(norms)
         return losses if backward is None else {name: loss.detach() for name, loss in losses.items()}
 
     def _supervised(self, outputs: Outputs, label: Tensor | None, known: list[int]) -> Tensor:

@@ -120,7 +120,7 @@ class TrainConfig:
     """Compile the network (``torch.compile``), which takes minutes first; it is trained as it is where that fails."""
 
     log_every: int = 25
-    """Steps between rows of metrics.jsonl, with all diagnostics (they cost a further backward pass per term)."""
+    """Steps between rows of metrics.jsonl; every fourth has the terms' shares of the gradient, which cost a step."""
 
     validations: int = 8
     """How often the validation cases are predicted as a whole, spread evenly over the training."""

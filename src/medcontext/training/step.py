@@ -16,6 +16,9 @@ from medcontext.training.state import Training
 
 LOSSES = ("clean", "masked", "consistency", "total")
 
+ROWS_PER_SHARES = 4
+"""Rows from one with the terms' shares of the gradient to the next: they take as long as the step itself."""
+
 
 def train_step(training: Training, batch: Batch) -> dict[str, Any]:
     """One step; skipped, but counted as one, where its loss or gradient is not finite.
@@ -27,7 +30,9 @@ def train_step(training: Training, batch: Batch) -> dict[str, Any]:
         The row to log; empty where it is not time for one.
     """
     config, method, optimizer, scaler = training.config, training.method, training.optimizer, training.scaler
-    logs = (training.step + 1) % config.log_every == 0 or training.step + 1 == training.steps
+    taken = training.step + 1
+    logs = taken % config.log_every == 0 or taken == training.steps
+    shares = logs and (taken % (ROWS_PER_SHARES * config.log_every) == 0 or taken == training.steps)
     assert config.learning_rate is not None
     rate = learning_rate(config.optimizer, config.learning_rate, training.step, training.steps)
     for group in optimizer.param_groups:
@@ -41,7 +46,13 @@ def train_step(training: Training, batch: Batch) -> dict[str, Any]:
     buffers = [each for each in method.network.buffers() if each.is_floating_point()]
     with _undone_on_error(training, buffers) as before:
         with training.autocast():
-            terms = method(image, label, backward=lambda part: fabric.backward(scaler.scale(part)), diagnose=logs)
+            terms = method(
+                image,
+                label,
+                backward=lambda part: fabric.backward(scaler.scale(part)),
+                diagnose=logs,
+                gradients=shares,
+            )
         if scaler.is_enabled():
             scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), config.gradient_clip)
