@@ -201,6 +201,22 @@ def test_strides_that_do_not_fit_a_patch_are_refused(name):
         build_network(name, 1, 2, (4, 4, 4), settings, 0)
 
 
+def test_the_unet_takes_another_normalisation():
+    settings = network_spec("unet").settings(CUBE, (1, 1, 1), "tiny")
+    kinds = {"instance": nn.InstanceNorm3d, "batch": nn.BatchNorm3d, "group": nn.GroupNorm}
+    image = torch.randn(2, 1, *CUBE, generator=torch.Generator().manual_seed(0))
+    for norm, kind in kinds.items():
+        network = build_network("unet", 1, 2, CUBE, settings | {"norm": norm}, 0)
+        found = {type(module) for module in network.modules()} & set(kinds.values())
+        assert found == {kind}
+        alone, beside = network(image[:1]), network(image)[:1]
+        assert torch.allclose(alone, beside, atol=1e-4) is (norm != "batch")
+    before = build_network("unet", 1, 2, CUBE, {key: value for key, value in settings.items() if key != "norm"}, 0)
+    assert torch.equal(before(image), build_network("unet", 1, 2, CUBE, settings, 0)(image))
+    with pytest.raises(MedContextError, match="no such normalisation"):
+        build_network("unet", 1, 2, CUBE, settings | {"norm": "layer"}, 0)
+
+
 def test_one_deepest_voxel_is_normalised_in_groups_or_refused():
     with pytest.raises(MedContextError, match=r"one voxel[\s\S]*\[16, 16, 32\]"):
         tiny("mednext", (16, 16, 16))

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medcontext.errors import MedContextError
 from medcontext.networks.spec import NetworkSpec, Published, Scale, Settings, Size, Spacing
 from medcontext.networks.stages import double_features, plan_stages, require_strides_fit
 
@@ -16,6 +17,14 @@ PUBLISHED: Settings = {
     "deep_supervision": False,
 }
 """Six stages without anisotropy: what nnU-Net plans for a patch of 128^3 at an isotropic spacing."""
+
+
+NORMS: dict[str, tuple[str, Settings]] = {
+    "instance": ("INSTANCE", {"affine": True}),
+    "batch": ("BATCH", {}),
+    "group": ("GROUP", {"num_groups": 4, "affine": True}),
+}
+"""Normalisation layers by name, as MONAI calls them; four groups divide the features of every size here."""
 
 
 class DeeplySupervisedDynUNet(nn.Module):
@@ -52,19 +61,32 @@ def unet_settings(patch: Size, spacing: Spacing, scale: Scale) -> Settings:
     """Stages, kernels and features for a patch (D, H, W) at a spacing in mm, by nnU-Net's rule.
 
     ``full`` goes from 32 to 320 features in up to 6 stages, ``small`` from 16 to 128 in up to 4, ``tiny`` from 4 to 8
-    in 3.
+    in 3. ``norm`` may also be ``batch``, with running statistics, or ``group``.
     """
     first, most, stages = {"tiny": (4, 8, 3), "small": (16, 128, 4), "full": (32, 320, 6)}[scale]
     strides, kernels = plan_stages(patch, spacing, stages)
     features = double_features(first, most, len(strides))
-    return {"features": features, "strides": strides, "kernels": kernels, "deep_supervision": False}
+    return {
+        "features": features,
+        "strides": strides,
+        "kernels": kernels,
+        "norm": "instance",
+        "deep_supervision": False,
+    }
 
 
 def build_unet(channels: int, classes: int, patch: Size, settings: Settings) -> nn.Module:
-    """The U-Net with instance normalisation and leaky ReLU, for any patch that its strides divide."""
+    """The U-Net with leaky ReLU, for any patch that its strides divide.
+
+    Raises:
+        MedContextError: They don't divide it, or there is no such normalisation.
+    """
     from monai.networks.nets.dynunet import DynUNet
 
     require_strides_fit("unet", patch, settings["strides"])
+    norm = settings.get("norm", "instance")
+    if norm not in NORMS:
+        raise MedContextError("There is no such normalisation.", found=f"norm: {norm}", expected=" or ".join(NORMS))
     network: nn.Module = DynUNet(
         spatial_dims=3,
         in_channels=channels,
@@ -73,7 +95,7 @@ def build_unet(channels: int, classes: int, patch: Size, settings: Settings) -> 
         strides=settings["strides"],
         upsample_kernel_size=settings["strides"][1:],
         filters=settings["features"],
-        norm_name=("INSTANCE", {"affine": True}),
+        norm_name=NORMS[norm],
     )
     return DeeplySupervisedDynUNet(network) if settings.get("deep_supervision", False) else network
 
