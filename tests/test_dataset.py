@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medcontext.data.case import Case
+from medcontext.data.case import Case, UnlabelledCase
 from medcontext.data.dataset import open_dataset
 from medcontext.errors import MedContextError
 
@@ -24,7 +24,7 @@ def test_the_decathlons_layout_with_test_images(tmp_path):
     )
     found = open_dataset(tmp_path)
     assert found.cases == {"a": Case("a", (tmp_path / "imagesTr/a.nii.gz",), tmp_path / "labelsTr/a.nii.gz", "a")}
-    assert found.unlabelled == {"b": (tmp_path / "imagesTr/b.nii.gz",)}
+    assert found.unlabelled == {"b": UnlabelledCase("b", (tmp_path / "imagesTr/b.nii.gz",), "b")}
     assert found.unpaired == {"c": tmp_path / "labelsTr/c.nii.gz"}
     assert found.test == {"d": (tmp_path / "imagesTs/d.nii",)}
     assert found.name == tmp_path.name
@@ -54,6 +54,7 @@ def test_a_case_list_says_where_everything_lies(tmp_path):
             "stratum": "DCM",
         },
         {"name": "b", "images": ["one/b.nii"], "label": None},
+        {"name": "c", "images": ["one/c.nii"], "label": "unlabelled", "patient": "p2"},
     ]
     (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     (tmp_path / "dataset.json").write_text(json.dumps({"name": "Heart", "protocol": {"spacing": [8, 1, 1]}}))
@@ -62,6 +63,10 @@ def test_a_case_list_says_where_everything_lies(tmp_path):
         "a": Case("a", (tmp_path / "one/a.nii", Path("/two/a.nrrd")), tmp_path / "one/a_gt.nii", "p1", "DCM")
     }
     assert found.test == {"b": (tmp_path / "one/b.nii",)}
+    assert found.unlabelled == {"c": UnlabelledCase("c", (tmp_path / "one/c.nii",), "p2")}
+    assert found.without_label("c") == found.unlabelled["c"]
+    assert found.without_label("a") == UnlabelledCase("a", found.cases["a"].images, "p1")
+    assert found.without_label("b") is None
     assert (found.name, found.protocol, found.patients) == ("Heart", {"spacing": [8, 1, 1]}, {"a": "p1"})
     assert open_dataset(tmp_path / "cases.jsonl").cases == found.cases
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from medcontext.data.case import Case
+from medcontext.data.case import Case, UnlabelledCase
 from medcontext.data.content import KnownContent, content_digest, files_of
 from medcontext.data.facts import CaseFacts
 from medcontext.data.plan import Plan
@@ -42,6 +42,7 @@ UNFINISHED = ".unfinished-"
 ABANDONED_SECONDS = 24 * 3600.0
 """An unfinished case this old was left by a process that was killed."""
 
+AnyCase = Case | UnlabelledCase
 Item = TypeVar("Item", bound=Hashable)
 Result = TypeVar("Result")
 
@@ -51,12 +52,17 @@ def default_cache() -> Path:
     return Path.home() / ".cache" / "medcontext"
 
 
-def cache_key(case: Case, plan: Plan, digest: Callable[[Path], str] = content_digest) -> str:
+def cache_key(case: AnyCase, plan: Plan, digest: Callable[[Path], str] = content_digest) -> str:
     """Hash of the content of all files of a case and of everything in the plan that changes a prepared case."""
     values = plan.to_dict()
-    made_from = [digest(path) for path in (*case.images, case.label)]
+    made_from = [digest(path) for path in _scans_of(case)]
     made_by = {name: values[name] for name in MADE_BY}
-    return hashlib.sha256(json.dumps([FORMAT, made_by, made_from], sort_keys=True).encode()).hexdigest()[:24]
+    made = [FORMAT, made_by, made_from] if case.label else [FORMAT, made_by, made_from, "without a label"]
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _scans_of(case: AnyCase) -> tuple[Path, ...]:
+    return (*case.images, case.label) if case.label else case.images
 
 
 def estimate_bytes(facts: Iterable[CaseFacts], plan: Plan) -> int:
@@ -69,7 +75,7 @@ def estimate_bytes(facts: Iterable[CaseFacts], plan: Plan) -> int:
 
 
 def prepare_all(
-    cases: Iterable[Case],
+    cases: Iterable[AnyCase],
     plan: Plan,
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
@@ -84,7 +90,8 @@ def prepare_all(
         plan: How to prepare them.
         cache: Folder of prepared cases.
         progress: Called with (cases in the cache, cases in all).
-        facts: Of the cases, by name: room on the disk is then made sure of before the work.
+        facts: Of the cases, by name: room on the disk is then made sure of before the work. Cases of unknown facts, as
+            those without a label are, count as the mean of the others.
 
     Returns:
         Case name to its folder, for :func:`medcontext.data.prepare.read_prepared`.
@@ -101,7 +108,7 @@ def prepare_all(
         if progress:
             progress(ready, len(cases))
 
-    def locate(case: Case) -> Path:
+    def locate(case: AnyCase) -> Path:
         return cache / cache_key(case, plan, known.digest)
 
     _open_cache(cache)
@@ -117,9 +124,10 @@ def prepare_all(
         else:
             missing.append(case)
     if facts is not None:
-        _require_room(cache, estimate_bytes([facts[case.name] for case in missing], plan))
+        measured = [facts[case.name] for case in missing if case.name in facts]
+        _require_room(cache, estimate_bytes(measured, plan) * len(missing) // max(1, len(measured)))
 
-    def prepare(case: Case) -> None:
+    def prepare(case: AnyCase) -> None:
         _prepare_one(case, plan, folders[case])
 
     _in_parallel(prepare, missing, _workers(missing), count)
@@ -154,15 +162,15 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _workers(cases: list[Case]) -> int:
+def _workers(cases: list[AnyCase]) -> int:
     """As many as there are processors, and as cases fit into half of the memory at once."""
     needed = max((BYTES_AT_WORK * _size(case) for case in cases), default=1)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return max(1, min(processors(), memory // 2 // max(1, needed)))
 
 
-def _size(case: Case) -> int:
-    return sum(file.stat().st_size for path in (*case.images, case.label) for file in files_of(path))
+def _size(case: AnyCase) -> int:
+    return sum(file.stat().st_size for path in _scans_of(case) for file in files_of(path))
 
 
 def _open_cache(cache: Path) -> None:
@@ -207,8 +215,9 @@ def _require_room(cache: Path, needed: int) -> None:
         )
 
 
-def _prepare_one(case: Case, plan: Plan, folder: Path) -> None:
-    prepared = prepare_case(read_scan(*case.images), read_labels(case.label), plan)
+def _prepare_one(case: AnyCase, plan: Plan, folder: Path) -> None:
+    labels = None if case.label is None else read_labels(case.label)
+    prepared = prepare_case(read_scan(*case.images), labels, plan)
     try:
         temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
         try:

@@ -1,4 +1,4 @@
-"""One labelled scan."""
+"""One scan, with its label or without."""
 
 from __future__ import annotations
 
@@ -23,3 +23,20 @@ class Case:
     label: Path
     patient: str
     stratum: str | None = None
+
+
+@dataclass(frozen=True)
+class UnlabelledCase:
+    """A scan that is learned from without a label: it has none, or it is not to be read.
+
+    Attributes:
+        name: Of the case.
+        images: One file with all channels, or one file per channel.
+        patient: Whose scan it is.
+        label: There is none.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    patient: str
+    label: None = None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medcontext.data.case import Case
+from medcontext.data.case import Case, UnlabelledCase
 from medcontext.errors import MedContextError
 
 ENDINGS = (".jsonl", ".csv")
@@ -19,7 +19,10 @@ KEYS = ("name", "images", "label", "patient", "stratum")
 """Of a line; ``images`` is a list of files. In CSV they are columns, with ``image``, ``image_0``, ``image_1``, ...
 for the images. Only name and images are required: without a label a case is one to predict."""
 
-Listed = tuple[dict[str, Case], dict[str, tuple[Path, ...]]]
+UNLABELLED = "unlabelled"
+"""In place of a label: the scan has none, and is there to be learned from all the same."""
+
+Listed = tuple[dict[str, Case | UnlabelledCase], dict[str, tuple[Path, ...]]]
 
 
 def find(folder: Path) -> Path | None:
@@ -28,35 +31,37 @@ def find(folder: Path) -> Path | None:
 
 
 def read(file: Path) -> Listed:
-    """Labelled cases by name, and the images of those without a label. Paths are relative to the list's folder.
+    """Cases to learn from by name, and the images of those to predict. Paths are relative to the list's folder.
 
     Raises:
         MedContextError: Naming file and line: not to be read, an unknown key, no image, or a name that stands twice.
     """
     rows = _csv(file) if file.suffix == ".csv" else _jsonl(file)
-    cases: dict[str, Case] = {}
-    unlabelled: dict[str, tuple[Path, ...]] = {}
+    cases: dict[str, Case | UnlabelledCase] = {}
+    to_predict: dict[str, tuple[Path, ...]] = {}
     for line, row in rows:
         name, images, label = row.get("name"), row.get("images"), row.get("label")
         if not isinstance(name, str) or not name or "/" in name or name.startswith("."):
             raise _wrong(file, line, f"name {name!r}", "a name that a file can have")
         if not isinstance(images, list) or not images or not all(isinstance(each, str) and each for each in images):
             raise _wrong(file, line, f"images {images!r}", "the path of an image, or of one image per channel")
-        if name in cases or name in unlabelled:
+        if name in cases or name in to_predict:
             raise _wrong(file, line, f"'{name}' for the second time", "every name once")
         paths = tuple(file.parent / each for each in images)
-        if label:
-            stratum = row.get("stratum")
+        patient, stratum = str(row.get("patient") or name), row.get("stratum")
+        if label == UNLABELLED:
+            cases[name] = UnlabelledCase(name, paths, patient)
+        elif label:
             cases[name] = Case(
                 name,
                 paths,
                 file.parent / str(label),
-                patient=str(row.get("patient") or name),
+                patient=patient,
                 stratum=None if stratum in (None, "") else str(stratum),
             )
         else:
-            unlabelled[name] = paths
-    return cases, unlabelled
+            to_predict[name] = paths
+    return cases, to_predict
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

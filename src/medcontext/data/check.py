@@ -133,7 +133,7 @@ def check_split(dataset: Dataset, split: SplitFile, patients: Mapping[str, str] 
 def _members(dataset: Dataset) -> list[Member]:
     """Everything that is to be read, files without a partner too."""
     labelled = [Member(case.name, case.images, case.label, case.patient) for case in dataset.cases.values()]
-    images = [Member(name, files, None, name) for name, files in dataset.unlabelled.items()]
+    images = [Member(case.name, case.images, None, case.patient) for case in dataset.unlabelled.values()]
     labels = [Member(name, (), path, name) for name, path in dataset.unpaired.items()]
     test = [Member(name, files, None, name, "test") for name, files in dataset.test.items()]
     return [*labelled, *images, *labels, *test]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medcontext.data import case_list
-from medcontext.data.case import Case
+from medcontext.data.case import Case, UnlabelledCase
 from medcontext.data.description import read_description
 from medcontext.data.labels import Labels
 from medcontext.data.scan import ENDINGS, scan_files
@@ -34,10 +34,11 @@ class Dataset:
         modality: Of each channel as declared (``"CT"``, ``"MRI"``, ...); empty where nothing is declared.
         labels: As declared; None where nothing is declared.
         cases: Images that have a label, by name.
-        unlabelled: Image files among the training images that have no label, by case.
+        unlabelled: Training images that have no label, by name.
         unpaired: Label files without an image, by case.
-        test: Images that are meant to have no label, by case.
+        test: Images that are there to be predicted, by case.
         protocol: What a publication lays down for this data set.
+        unlabelled_meant: Whether training images without a label are there to be learned from, and no oversight.
     """
 
     root: Path
@@ -45,10 +46,11 @@ class Dataset:
     modality: tuple[str, ...]
     labels: Labels | None
     cases: Mapping[str, Case]
-    unlabelled: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    unlabelled: Mapping[str, UnlabelledCase] = field(default_factory=dict)
     unpaired: Mapping[str, Path] = field(default_factory=dict)
     test: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    unlabelled_meant: bool = False
 
     @property
     def patients(self) -> dict[str, str]:
@@ -70,9 +72,17 @@ class Dataset:
         """
         if pattern is None:
             return self
-        found = patients_of(self.cases, pattern)
+        found = patients_of([*self.cases, *self.unlabelled], pattern)
         cases = {name: dataclasses.replace(case, patient=found[name]) for name, case in self.cases.items()}
-        return dataclasses.replace(self, cases=cases)
+        unlabelled = {name: dataclasses.replace(case, patient=found[name]) for name, case in self.unlabelled.items()}
+        return dataclasses.replace(self, cases=cases, unlabelled=unlabelled)
+
+    def without_label(self, name: str) -> UnlabelledCase | None:
+        """A scan to be learned from without a label, whether it has one or not; None where there is no such scan."""
+        if name not in self.cases:
+            return self.unlabelled.get(name)
+        case = self.cases[name]
+        return UnlabelledCase(name, case.images, case.patient)
 
 
 def open_dataset(root: Path) -> Dataset:
@@ -108,8 +118,13 @@ def open_dataset(root: Path) -> Dataset:
 
 
 def _from_list(file: Path) -> dict[str, Any]:
-    cases, unlabelled = case_list.read(file)
-    return {"cases": cases, "test": unlabelled}
+    listed, to_predict = case_list.read(file)
+    return {
+        "cases": {name: case for name, case in listed.items() if isinstance(case, Case)},
+        "unlabelled": {name: case for name, case in listed.items() if isinstance(case, UnlabelledCase)},
+        "unlabelled_meant": True,
+        "test": to_predict,
+    }
 
 
 def _from_folders(root: Path) -> dict[str, Any]:
@@ -136,7 +151,11 @@ def _from_folders(root: Path) -> dict[str, Any]:
             for name, files in grouped.items()
             if name in label_files
         },
-        "unlabelled": {name: files for name, files in grouped.items() if name not in label_files},
+        "unlabelled": {
+            name: UnlabelledCase(name, files, patient=name)
+            for name, files in grouped.items()
+            if name not in label_files
+        },
         "unpaired": {name: path for name, path in label_files.items() if name not in grouped},
         "test": grouped_test,
     }

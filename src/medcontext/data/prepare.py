@@ -41,18 +41,19 @@ HALF_LIMIT = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A labelled case in the plan's grid, without the empty border of the scan.
+    """A case in the plan's grid, without the empty border of the scan.
 
     The arrays of a case that was read from the cache stay on disk and are read where they are sliced.
 
     Attributes:
         image: ``(C, D, H, W)``, normalised; float32 as prepared, float16 in the cache.
-        label: ``(D, H, W)`` class indices, uint8 or int16, -1 where ignored.
-        places: For each class but the background, ``(n, 3)`` int32 voxel indices, at most :data:`KEPT_PLACES` each.
+        label: ``(D, H, W)`` class indices, uint8 or int16, -1 where ignored; None: the case has none.
+        places: For each class but the background, ``(n, 3)`` int32 voxel indices, at most :data:`KEPT_PLACES` each;
+            none without a label.
     """
 
     image: npt.NDArray[np.floating[Any]] | StoredArray
-    label: npt.NDArray[np.integer[Any]] | StoredArray
+    label: npt.NDArray[np.integer[Any]] | StoredArray | None
     places: tuple[npt.NDArray[np.int32], ...]
 
 
@@ -65,8 +66,8 @@ def prepare_image(scan: Scan, plan: Plan) -> npt.NDArray[np.float32]:
     return _prepare_image(scan, plan)[0]
 
 
-def prepare_case(scan: Scan, labels: LabelMap, plan: Plan) -> Prepared:
-    """A labelled case in the plan's grid, with places of every class for sampling.
+def prepare_case(scan: Scan, labels: LabelMap | None, plan: Plan) -> Prepared:
+    """A case in the plan's grid, with places of every class for sampling where it has a label.
 
     The image is that of :func:`prepare_image`, cut to the smallest box around all that isn't empty and all labels.
 
@@ -74,6 +75,8 @@ def prepare_case(scan: Scan, labels: LabelMap, plan: Plan) -> Prepared:
         MedContextError: As :func:`prepare_image`.
     """
     image, filled = _prepare_image(scan, plan)
+    if labels is None:
+        return Prepared(np.ascontiguousarray(image[:, *filled]), None, ())
     indices = np.ascontiguousarray(reorient(plan.labels.to_indices(labels.array), scan.affine, plan.orientation))
     label = resample_labels(indices, planned_size(scan, plan))
     labelled = _box_around(label != 0)
@@ -179,13 +182,14 @@ def read_prepared(folder: Path) -> Prepared:
     Raises:
         MedContextError: A file is missing, cut short or something else.
     """
-    image, label = StoredArray(folder / IMAGE), StoredArray(folder / LABEL)
+    image = StoredArray(folder / IMAGE)
     try:
         with (folder / PLACES).open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            places = np.split(kept["places"].astype(np.int32), np.cumsum(kept["counts"])[:-1])
+            places = np.split(kept["places"].astype(np.int32), np.cumsum(kept["counts"]))[:-1]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise damaged(folder / PLACES, error) from error
-    return Prepared(image, label, tuple(places))
+    # A case with a label has as many lists of places as it has classes, at least one; so a lost label is noticed.
+    return Prepared(image, StoredArray(folder / LABEL) if places else None, tuple(places))
 
 
 def write_prepared(folder: Path, case: Prepared) -> None:
@@ -197,13 +201,12 @@ def write_prepared(folder: Path, case: Prepared) -> None:
     np.savez(
         places,
         places=np.concatenate([*case.places, np.zeros((0, 3))]).astype(np.min_scalar_type(max(half.shape))),
-        counts=[len(own) for own in case.places],
+        counts=np.array([len(own) for own in case.places], dtype=np.int64),
     )
-    for name, content in (
-        (IMAGE, packed(half)),
-        (LABEL, packed(np.asarray(case.label))),
-        (PLACES, places.getvalue()),
-    ):
+    files = {IMAGE: packed(half), PLACES: places.getvalue()}
+    if case.label is not None:
+        files[LABEL] = packed(np.asarray(case.label))
+    for name, content in files.items():
         with (folder / name).open("wb") as file:
             file.write(content)
             file.flush()

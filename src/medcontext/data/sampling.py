@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import get_ident
@@ -30,25 +31,64 @@ OPEN_CASES = 64
 """Cases that a process holds at most: the places of their classes, up to a megabyte each. Their voxels stay on disk."""
 
 
-_ORDER, _PATCH = 1, 2
+_ORDER, _PATCH, _UNLABELLED_ORDER, _UNLABELLED_PATCH = 1, 2, 3, 4
 """Last word of a seed sequence, by what is drawn. Zeros at its end would not count: [s] and [s, 0] are the same."""
 
 
 class Batch(TypedDict):
     """``image`` ``(B, C, D, H, W)`` float32, ``label`` ``(B, D, H, W)`` class indices, names of the ``cases``.
 
-    The indices are of the type that they are stored in, uint8 or int16, so that workers hand over little.
+    The indices are of the type that they are stored in, uint8 or int16, so that workers hand over little. Which samples
+    are ``labelled``: these come first; the label of the others is 0 everywhere and means nothing.
     """
 
     image: Tensor
     label: Tensor
     cases: list[str]
+    labelled: list[bool]
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """Whose turn it is: every case once before any twice, in an order that is drawn anew each time.
+
+    Attributes:
+        names: Of the cases.
+        size: Patches per step.
+        share: Which part of them to draw, and of how many.
+        seed: Of everything drawn.
+        words: Last words of the seed sequences of order and patch.
+    """
+
+    names: Sequence[str]
+    size: int
+    share: tuple[int, int]
+    seed: int
+    words: tuple[int, int]
+
+    def cases(self, step: int) -> list[str]:
+        """Of all patches of a step."""
+        return [self._case_of(step * self.size + place) for place in range(self.size)]
+
+    def own(self, step: int) -> Iterator[tuple[str, np.random.Generator]]:
+        """Case and source of randomness of each patch of the own part."""
+        part, parts = self.share
+        own = self.size // parts
+        whole = self.cases(step)
+        for place in range(part * own, (part + 1) * own):
+            yield whole[place], np.random.default_rng([self.seed, step, place, self.words[1]])
+
+    def _case_of(self, sample: int) -> str:
+        epoch, place = divmod(sample, len(self.names))
+        order = np.random.default_rng([self.seed, epoch, 0, self.words[0]]).permutation(len(self.names))
+        return self.names[int(order[place])]
 
 
 class PatchBatches(Dataset[Batch]):
     """Item ``t`` is the batch of step ``t``, drawn from ``(seed, t)`` alone.
 
     Every case is seen once before any is seen twice. What is held in memory does not grow with the number of cases.
+    Patches of scans without a label lie anywhere in them, come after the others, and change nothing about these.
 
     Args:
         folders: Case name to its folder in the cache.
@@ -57,6 +97,8 @@ class PatchBatches(Dataset[Batch]):
         seed: Of everything drawn.
         steps: Length.
         share: Which part of every batch to draw, and of how many: that of one process.
+        unlabelled: The folders of cases that were prepared without a label.
+        unlabelled_batch: Patches of these per step, beside the plan's.
     """
 
     def __init__(
@@ -67,16 +109,17 @@ class PatchBatches(Dataset[Batch]):
         seed: int,
         steps: int,
         share: tuple[int, int] = (0, 1),
+        unlabelled: Mapping[str, Path] | None = None,
+        unlabelled_batch: int = 0,
     ) -> None:
-        self._names = sorted(folders)
-        self._folders = dict(folders)
+        others = unlabelled or {}
+        self._folders = {**folders, **others}
         self._plan = plan
         self._augment = augment
-        self._seed = seed
         self._steps = steps
-        part, parts = share
-        own = plan.batch_size // parts
-        self._places = range(part * own, (part + 1) * own)
+        self._labelled = _Turns(sorted(folders), plan.batch_size, share, seed, (_ORDER, _PATCH))
+        words = (_UNLABELLED_ORDER, _UNLABELLED_PATCH)
+        self._unlabelled = _Turns(sorted(others), unlabelled_batch, share, seed, words)
 
     def __len__(self) -> int:
         return self._steps
@@ -84,26 +127,20 @@ class PatchBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         if not 0 <= step < self._steps:
             raise IndexError(step)
-        whole = self.cases(step)
-        cases = [whole[place] for place in self._places]
+        known, others = [*self._labelled.own(step)], [*self._unlabelled.own(step)]
         with _one_thread():
-            drawn = (
-                self._patch(name, np.random.default_rng([self._seed, step, place, _PATCH]))
-                for place, name in zip(self._places, cases, strict=True)
-            )
-            images, labels = zip(*drawn, strict=True)
+            images, labels = zip(*(self._patch(name, rng) for name, rng in [*known, *others]), strict=True)
             # In a worker this writes the images straight into the memory that they are handed over in.
-            return {"image": default_collate([*images]), "label": default_collate([*labels]), "cases": cases}
+            return {
+                "image": default_collate([*images]),
+                "label": default_collate([*labels]),
+                "cases": [name for name, _ in [*known, *others]],
+                "labelled": [True] * len(known) + [False] * len(others),
+            }
 
     def cases(self, step: int) -> list[str]:
-        """Names of the cases in the whole batch of a step."""
-        size = self._plan.batch_size
-        return [self._case_of(step * size + place) for place in range(size)]
-
-    def _case_of(self, sample: int) -> str:
-        epoch, place = divmod(sample, len(self._names))
-        order = np.random.default_rng([self._seed, epoch, 0, _ORDER]).permutation(len(self._names))
-        return self._names[int(order[place])]
+        """Names of the cases in the whole batch of a step, those without a label last."""
+        return self._labelled.cases(step) + self._unlabelled.cases(step)
 
     def _patch(self, name: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         case = _open(self._folders[name], get_ident())
@@ -114,7 +151,9 @@ class PatchBatches(Dataset[Batch]):
         # The box shares the patch's centre; where their sizes differ by an odd number it is half a voxel off.
         corner = [first + (inner - outer) // 2 for first, inner, outer in zip(start, patch, box, strict=True)]
         image = torch.from_numpy(cut(case.image, corner, box, plan.normalisation.outside)).float()
-        label = torch.from_numpy(cut(case.label, corner, box, 0))
+        label = torch.zeros(box, dtype=torch.uint8)
+        if case.label is not None:
+            label = torch.from_numpy(cut(case.label, corner, box, 0))
         image, label = warp(image, label, deformation, patch)
         vary_intensity(image, self._augment, has_thick_slices(plan.spacing), rng)
         return image, label

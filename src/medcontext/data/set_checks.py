@@ -22,20 +22,21 @@ FEWEST_TO_COMPARE = 3
 
 
 def missing_partners(dataset: Dataset) -> list[Finding]:
-    """Training images without a label map, and label maps without an image."""
+    """Training images without a label map, where that is not meant, and label maps without an image."""
     images = [
         Finding(
             "error",
             name,
             MedContextError(
                 "This image has no label map.",
-                file=files[0],
+                file=case.images[0],
                 found=_close(name, dataset.unpaired),
                 expected=f"a label map named {name}",
-                remedy="add or rename the label map, or move the image out of the training folder",
+                remedy="add or rename the label map, move the image out of the training folder, or learn from it "
+                "without a label ('medcontext train --unlabelled-batch 1')",
             ),
         )
-        for name, files in dataset.unlabelled.items()
+        for name, case in ({} if dataset.unlabelled_meant else dataset.unlabelled).items()
     ]
     labels = [
         Finding(
