@@ -218,7 +218,7 @@ def _on_one_of_two(rank: int, file: str, out: str, passes: str, parts: bool) -> 
     method = MedContext(network(), replace(SMALL, passes=passes, fill="learnable"), total_steps=10)
     own = slice(2 * rank, 2 * rank + 2)
     masks = [method.draw_mask(image[:2]) for _ in range(2)]
-    method.draw_mask = lambda image: masks[rank]  # type: ignore[method-assign]
+    method.draw_mask = lambda image, known: masks[rank]  # type: ignore[method-assign]
     wrapped = DistributedDataParallel(method.student)
     synchronised = []
     wrapped.register_comm_hook(None, lambda state, bucket: _count(synchronised, bucket))
@@ -249,7 +249,7 @@ def test_two_processes_synchronise_once_and_give_the_gradient_of_one(tmp_path, p
     single = MedContext(network(), replace(SMALL, fill="learnable"), total_steps=10)
     masks = [single.draw_mask(image[:2]) for _ in range(2)]
     for rank in range(2):
-        single.draw_mask = lambda image, rank=rank: masks[rank]
+        single.draw_mask = lambda image, known, rank=rank: masks[rank]
         own = slice(2 * rank, 2 * rank + 2)
         (single(image[own], label[own])["total"] / 2).backward()
     for rank in range(2):

@@ -126,7 +126,8 @@ class MedContext:
         Args:
             image: ``(B, C, D, H, W)``.
             label: ``(B, D, H, W)`` class indices, int64; None where no sample has a label.
-            labelled: Which samples have a label; None: all. The others take part through the consistency term alone.
+            labelled: Which samples have a label; None: all. The others take part through the consistency term alone,
+                and are spared the clean pass. In a batch that is shared they come last in every process's part.
             backward: Called with each part of the loss as soon as it is known (``torch.Tensor.backward``, or Fabric's),
                 so that the graph of the clean pass is freed before the masked pass begins: the same gradients in less
                 memory. Without it, call ``["total"].backward()`` yourself.
@@ -140,6 +141,7 @@ class MedContext:
         """
         _require_fitting(image, label)
         known = _known(image, label, labelled)
+        truth = _of(label, known) if label is not None and known else None
         ramped = consistency_weight(self.config, self.step, self._total_steps)
         weights = {"clean": self.config.clean_weight, "masked": self.config.masked_weight, "consistency": ramped}
         losses: dict[str, Tensor] = {}
@@ -156,44 +158,40 @@ class MedContext:
 
         clean: Outputs | None = None
         if self.teacher is None:
-            if not known:
+            if truth is None:
                 raise MedContextError(
                     "Supervised training can't use a batch without labels.", remedy="use a preset with a teacher"
                 )
-            learn_from({"clean": self._supervised(self.student(image), label, known)})
+            learn_from({"clean": over_heads(self._loss, self.student(_of(image, known)), truth)})
         else:
-            target, mask, noise = self.teacher(image), self.draw_mask(image), self._draw_noise(image)
-            if known and self.config.passes == "together":
-                clean, masked = self._as_one_batch(image, mask, noise)
+            target = self.teacher(image)
+            mask, noise = self.draw_mask(image, len(known)), self._draw_noise(image, len(known))
+            if truth is not None and self.config.passes == "together":
+                clean, masked = self._as_one_batch(image, mask, noise, known)
                 learn_from(
-                    {"clean": self._supervised(clean, label, known)} | self._masked(masked, target, label, known, mask)
+                    {"clean": over_heads(self._loss, clean, truth)} | self._masked(masked, target, truth, known, mask)
                 )
             else:
-                if known:
+                if truth is not None:
                     with self._without_synchronisation(backward):
-                        clean = self.student(image)
-                        learn_from({"clean": self._supervised(clean, label, known)})
+                        clean = self.student(_of(image, known))
+                        learn_from({"clean": over_heads(self._loss, clean, truth)})
                 masked = self.student(image, mask, noise)
-                learn_from(self._masked(masked, target, label, known, mask))
+                learn_from(self._masked(masked, target, truth, known, mask))
         losses["total"] = torch.stack([weights[name] * term for name, term in losses.items()]).sum()
         if diagnose and self.teacher is not None:
-            losses |= self._observe(clean, masked, target, label, known, mask)
+            losses |= self._observe(clean, masked, target, truth, known, mask)
         losses |= diagnostics.shares(norms)
         return losses if backward is None else {name: loss.detach() for name, loss in losses.items()}
 
-    def _supervised(self, outputs: Outputs, label: Tensor | None, known: list[int]) -> Tensor:
-        """Supervised loss of the samples that have a label."""
-        assert label is not None
-        if len(known) < len(label):
-            outputs = [head[known] for head in _heads(outputs)]
-            return over_heads(self._loss, outputs if len(outputs) > 1 else outputs[0], label[known])
-        return over_heads(self._loss, outputs, label)
-
     def _masked(
-        self, masked: Outputs, target: Outputs, label: Tensor | None, known: list[int], mask: Tensor
+        self, masked: Outputs, target: Outputs, truth: Tensor | None, known: list[int], mask: Tensor
     ) -> dict[str, Tensor]:
         """Terms of the masked pass: the whole of the label, the hidden part included, and the teacher's opinion."""
-        terms = {"masked": self._supervised(masked, label, known)} if known else {}
+        terms = {}
+        if truth is not None:
+            outputs = [_of(head, known) for head in _heads(masked)]
+            terms["masked"] = over_heads(self._loss, outputs[0] if isinstance(masked, Tensor) else outputs, truth)
         hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(_finest(masked)))
         heads = list(zip(_heads(masked), _heads(target), strict=True))
         compared = [
@@ -203,16 +201,18 @@ class MedContext:
         terms["consistency"] = by_halves(compared)
         return terms
 
-    def _as_one_batch(self, image: Tensor, mask: Tensor, noise: Tensor | None) -> tuple[Outputs, Outputs]:
-        """Clean and masked pass as one batch of twice the size: the same but for normalisation over the batch."""
-        nothing = torch.zeros_like(mask)
-        twice = None if noise is None else torch.cat([noise, noise])
-        outputs = self.student(torch.cat([image, image]), torch.cat([nothing, mask]), twice)
-        halves = [head.chunk(2) for head in _heads(outputs)]
+    def _as_one_batch(
+        self, image: Tensor, mask: Tensor, noise: Tensor | None, known: list[int]
+    ) -> tuple[Outputs, Outputs]:
+        """Clean and masked pass as one batch: the same but for normalisation over the batch."""
+        nothing = torch.zeros_like(_of(mask, known))
+        both = None if noise is None else torch.cat([_of(noise, known), noise])
+        outputs = self.student(torch.cat([_of(image, known), image]), torch.cat([nothing, mask]), both)
+        parts = [torch.split(head, [len(known), len(image)]) for head in _heads(outputs)]
         if isinstance(outputs, Tensor):
-            clean, masked = halves[0]
+            clean, masked = parts[0]
             return clean, masked
-        return [clean for clean, _ in halves], [masked for _, masked in halves]
+        return [clean for clean, _ in parts], [masked for _, masked in parts]
 
     def _without_synchronisation(self, backward: Callable[..., Any] | None) -> AbstractContextManager[None]:
         """Under DDP the gradients are synchronised once, with the last backward pass of a step."""
@@ -220,22 +220,32 @@ class MedContext:
         synchronises = backward is not None and callable(no_sync)
         return no_sync() if synchronises and no_sync is not None else nullcontext()
 
-    def _draw_noise(self, image: Tensor) -> Tensor | None:
+    def _draw_noise(self, image: Tensor, known: int | None = None) -> Tensor | None:
         if self.config.fill != "noise":
             return None
         drawn = torch.randn(len(image) * self._parts, *image.shape[1:], generator=self._generator)
-        return self._own_part(drawn).to(image.device, non_blocking=True)
+        return self._own_part(drawn, known).to(image.device, non_blocking=True)
 
-    def _own_part(self, drawn: Tensor) -> Tensor:
-        """Of what was drawn for the batch of all processes."""
+    def _own_part(self, drawn: Tensor, known: int | None) -> Tensor:
+        """Of what was drawn for the batch of all processes: of its labelled samples, which come first, and of the
+        others."""
+        if self._parts == 1:
+            return drawn
         size = len(drawn) // self._parts
-        return drawn[self._part * size : (self._part + 1) * size]
+        known = size if known is None else known
+        groups = drawn.tensor_split([known * self._parts])
+        return torch.cat([group.chunk(self._parts)[self._part] for group in groups if len(group)])
 
-    def draw_mask(self, image: Tensor) -> Tensor:
-        """The next mask ``(B, *grid)`` for a batch like ``image``, on its device."""
+    def draw_mask(self, image: Tensor, known: int | None = None) -> Tensor:
+        """The next mask ``(B, *grid)`` for a batch like ``image``, on its device.
+
+        Args:
+            image: The batch, or this process's part of it.
+            known: How many samples of it have a label; None: all.
+        """
         grid = mask_grid(volume_size(image), self.config.mask_patch)
         drawn = draw_mask(self.config, len(image) * self._parts, grid, self._generator)
-        return self._own_part(drawn).to(image.device, non_blocking=True)
+        return self._own_part(drawn, known).to(image.device, non_blocking=True)
 
     def after_step(self) -> None:
         """To be called after every optimiser step: moves the teacher after the student."""
@@ -267,18 +277,17 @@ class MedContext:
         clean: Outputs | None,
         masked: Outputs,
         target: Outputs,
-        label: Tensor | None,
+        truth: Tensor | None,
         known: list[int],
         mask: Tensor,
     ) -> dict[str, Tensor]:
         """Diagnostics of the samples that have a label; of the teacher alone where none has."""
         seen = {"momentum": torch.tensor(self.momentum)}
         membership, regions = self._membership, self._membership is not None
-        if clean is None or label is None:
+        if clean is None or truth is None:
             return seen | diagnostics.teacher_state(_finest(target), None, regions)
-        student, blind, teacher = (_finest(outputs)[known] for outputs in (clean, masked, target))
+        student, blind, teacher = _finest(clean), *(_finest(outputs)[known] for outputs in (masked, target))
         hidden = mask_to_voxels(mask[known], self.config.mask_patch, volume_size(student))[:, 0]
-        truth = label[known]
         return {
             **seen,
             "batch_dice/student": diagnostics.hard_dice(student, truth, membership=membership).nanmean(),
@@ -303,6 +312,11 @@ def _known(image: Tensor, label: Tensor | None, labelled: Sequence[bool] | None)
     if label is None:
         return []
     return [place for place in range(len(image)) if labelled is None or labelled[place]]
+
+
+def _of(values: Tensor, known: list[int]) -> Tensor:
+    """The rows of these samples; of all samples without a copy."""
+    return values if len(known) == len(values) else values[known]
 
 
 def _heads(outputs: Outputs) -> list[Tensor]:
