@@ -10,9 +10,12 @@ from torch import nn
 
 from medcontext.data.labels import Labels, Region
 from medcontext.data.plan import Normalisation, Plan
+from medcontext.errors import MedContextError
 from medcontext.method.objective import MedContext
 from medcontext.networks.registry import build_network, network_spec
+from medcontext.progress import Progress
 from medcontext.training import estimate as module
+from medcontext.training import setup
 from medcontext.training.config import TrainConfig
 from medcontext.training.estimate import Estimate, estimate, free_memory, step_memory, step_seconds
 from medcontext.training.schedule import make_optimizer
@@ -70,6 +73,21 @@ def test_memory_grows_with_the_patch_and_halves_in_bf16():
     assert 0.4 * one < step_memory(network, config_of(precision="bf16"), plan) < 0.8 * one
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(type(p) is nn.Parameter and p.grad is None for p in network.parameters())
+
+
+def test_unlabelled_patches_are_counted_and_a_pretraining_too(monkeypatch):
+    """An unlabelled patch goes through the masked pass, the larger of the two, like any other."""
+    plan, config = plan_of((32, 32, 32)), config_of()
+    network = network_of("unet", plan)
+    one = step_memory(network, config, plan)
+    more = step_memory(network, dataclasses.replace(config, unlabelled_batch=2), plan)
+    assert 1.8 * one < more < 2.2 * one
+    asked = []
+    monkeypatch.setattr(setup, "step_memory", lambda network, config, plan: asked.append(plan.batch_size) or 10**15)
+    pretrained = dataclasses.replace(config_of(preset="supervised"), pretrain_steps=5, unlabelled_batch=3)
+    with pytest.raises(MedContextError, match="too little memory"):
+        setup.tried(pretrained, plan, "cpu", Progress(quiet=True))
+    assert asked == [plan.batch_size, plan.batch_size + 3]
 
 
 def test_counted_memory_is_what_pytorch_itself_keeps_for_the_backward_pass():

@@ -8,6 +8,7 @@
 ``consistency``  how student and teacher are compared
 ``schedules``    momentum and weight as pure functions of the step
 ``objective``    the three passes and their loss
+``pretraining``  masked-image pre-training, for comparison
 ``diagnostics``  what shows whether it works: context score, gradient shares, collapse
 
 Source: Gani, Naseer, Khan, Khan, "MedContext: Learning Contextual Cues for Efficient Volumetric Medical

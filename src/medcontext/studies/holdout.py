@@ -98,6 +98,7 @@ def _names(presets: list[str], folders: list[str]) -> list[str]:
 
 def _facts(run: RunFolder) -> dict[str, str]:
     settings, split, about = run.read_config(), run.read_split(), load_model(run.best).about
+    unlabelled, pretrained = len(read_json(run.about).get("unlabelled", ())), settings.get("pretrain_steps", 0)
     seconds = next((row["seconds"] for row in reversed(run.history()) if "seconds" in row), 0.0)
     method = settings["method"]
     masked = method["mask"] != "none" and method["ratio"] > 0
@@ -108,8 +109,10 @@ def _facts(run: RunFolder) -> dict[str, str]:
         else "none",
         "Network": f"{settings['network']}, {about['parameters']:,} parameters",
         "Patch": f"{' x '.join(map(str, settings['patch']))} voxels, {settings['batch_size']} per step",
-        "Steps": f"{settings['max_steps']:,} in {clock(seconds)}",
-        "Cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} held out",
+        "Steps": f"{settings['max_steps']:,} in {clock(seconds)}"
+        + (f", after {pretrained:,} of pre-training" if pretrained else ""),
+        "Cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} held out"
+        + (f"; {unlabelled} without their label" if unlabelled else ""),
         "Seed": f"{settings['seed']} (split {settings['split_seed']})",
         "Model": f"{about['which']} at step {about['step']:,}, chosen by validation"
         if about["validation_dice"] is not None

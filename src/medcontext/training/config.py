@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medcontext.data.augment_config import AugmentConfig
-from medcontext.errors import require
+from medcontext.errors import MedContextError, require
 from medcontext.method.presets import PRESETS, MethodConfig
 
 Preset = Literal["medcontext", "paper", "official", "supervised"]
@@ -35,6 +35,11 @@ class TrainConfig:
     pretrained: Path | None = None
     """File of weights to begin with, such as a published encoder; what fits is loaded, and what became of each said."""
 
+    pretrain_steps: int = 0
+    """Steps of masked-image pre-training before the training: the network learns to paint hidden patches of the same
+    scans, and begins with what it learned. Labels have a say in where a patch lies, as in the training, and in nothing
+    else. 0: none."""
+
     spacing: tuple[float, float, float] | None = None
     """Voxel size (D, H, W) in mm that every case is resampled to, slice axis first; None: the plan's."""
 
@@ -43,6 +48,11 @@ class TrainConfig:
 
     batch_size: int | None = None
     """Patches per step, of all devices together; None: the plan's."""
+
+    unlabelled_batch: int = 0
+    """Patches per step, beside those of ``batch_size``, of scans whose label is not read: training cases that
+    ``few_shot`` leaves out, and training images that have none. The method learns from them through the consistency
+    with its teacher alone, which takes 4 passes in place of 7; pre-training as from the others."""
 
     max_steps: int | None = None
     """Optimiser steps; None: the plan's. The schedules are fitted to it."""
@@ -158,9 +168,11 @@ class TrainConfig:
         for name in ("patch", "spacing"):
             value = getattr(self, name)
             require(value is None or min(value) > 0, name, value, "three sizes (D, H, W) above 0")
-        for name in ("seed", "split_seed", "fold", "workers", "weight_decay"):
+        for name in ("seed", "split_seed", "fold", "workers", "weight_decay", "unlabelled_batch", "pretrain_steps"):
             value = getattr(self, name)
             require(value is None or value >= 0, name, value, "0 or more")
+        fixed = self.pretrain_steps == 0 or self.max_time is None
+        require(fixed, "pretrain_steps", self.pretrain_steps, "0 in a training that is given a time (max_time)")
         rate = self.learning_rate
         require(rate is None or rate > 0, "learning_rate", rate, "a number above 0")
         require(self.save_minutes > 0, "save_minutes", self.save_minutes, "a number above 0")
@@ -170,6 +182,21 @@ class TrainConfig:
                 0 <= getattr(self, name) < 1, name, getattr(self, name), "a share from 0 up to, and not including, 1"
             )
 
+        if self.unlabelled_batch != self.compared_batch and not self.pretrain_steps:
+            raise MedContextError(
+                "Nothing would be learned from scans without a label.",
+                found=f"unlabelled_batch = {self.unlabelled_batch} in supervised training, or at a consistency weight "
+                "of 0",
+                expected="a preset with a teacher that the student is compared with, or pretrain_steps",
+                remedy="choose one of them, or leave unlabelled_batch out",
+            )
+
     def method_config(self) -> MethodConfig:
         """The method in full."""
         return self.method or PRESETS[self.preset]
+
+    @property
+    def compared_batch(self) -> int:
+        """Unlabelled patches in a step of the training itself: none where no teacher's opinion on them counts."""
+        method = self.method_config() if self.unlabelled_batch else None
+        return self.unlabelled_batch if method and method.active and method.consistency_weight > 0 else 0

@@ -80,7 +80,7 @@ def first_does(fabric: Fabric, work: Callable[[], Result]) -> Result:
     return result
 
 
-def require_equal_shares(batch_size: int, fabric: Fabric) -> None:
+def require_equal_shares(batch_size: int, fabric: Fabric, option: str = "--batch-size") -> None:
     """Every process takes as many samples of a batch as any other, so that their mean is the batch's.
 
     Raises:
@@ -92,7 +92,7 @@ def require_equal_shares(batch_size: int, fabric: Fabric) -> None:
             "The batch can't be shared equally.",
             found=f"{batch_size} patches for {fabric.world_size} processes",
             expected=f"a multiple of {fabric.world_size}",
-            remedy=f"set the batch size for all of them together, for example --batch-size {above}",
+            remedy=f"set the batch size for all of them together, for example {option} {above}",
         )
 
 

@@ -179,12 +179,14 @@ def _training_step(network: nn.Module, config: TrainConfig, plan: Plan, device: 
     method.student.train()
     optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(plan.batch_size, plan.channels, *plan.patch, generator=generator).to(device)
-    label = torch.randint(plan.labels.classes, (plan.batch_size, *plan.patch), generator=generator).to(device)
+    patches = plan.batch_size + config.compared_batch
+    labelled = [place < plan.batch_size for place in range(patches)]
+    image = torch.randn(patches, plan.channels, *plan.patch, generator=generator).to(device)
+    label = torch.randint(plan.labels.classes, (patches, *plan.patch), generator=generator).to(device)
 
     def step() -> None:
         with autocast(config.precision, device.partition(":")[0]):
-            method(image, label, backward=torch.Tensor.backward)
+            method(image, label, labelled=labelled, backward=torch.Tensor.backward)
         torch.nn.utils.clip_grad_norm_(method.student.parameters(), config.gradient_clip)
         optimizer.step()
         optimizer.zero_grad()

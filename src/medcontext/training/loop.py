@@ -34,7 +34,8 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
     config, steps = training.config, training.steps
     left = range(training.step, training.step if training.given_up else steps)
     loader, meter = batches_of(batches, left, config.workers), Meter(training.device)
-    overlay = PatchOverlay(batches[0], training.plan, training.method.config, config.seed) if training.logs else None
+    draws = training.logs is not None and training.segments
+    overlay = PatchOverlay(batches[0], training.plan, training.method.config, config.seed) if draws else None
     validate_at = {round(steps * (k + 1) / config.validations) for k in range(config.validations)} | {steps}
     own_random_state = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
     saved, clock = time.monotonic(), _Clock(training)

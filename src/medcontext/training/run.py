@@ -36,8 +36,9 @@ class RunFolder:
 
     ``config.yaml`` settings in full, ``plan.json``, ``split.json``, ``run.json`` (data, versions, hardware, times),
     ``metrics.jsonl`` (one row per logged step and per validation), ``last.pt`` and ``previous.pt`` (to resume),
-    ``best.pt`` (the model), ``bad_steps.json`` (steps that were skipped, if any), ``test/`` (predictions and scores of
-    the held-out cases), ``report.html``.
+    ``best.pt`` (the model), ``bad_steps.json`` (steps that were skipped, if any), ``pretraining/`` (metrics,
+    checkpoints and weights of a pre-training, if there was one), ``test/`` (predictions and scores of the held-out
+    cases), ``report.html``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,6 +56,11 @@ class RunFolder:
         self.predictions = path / "test" / "predictions"
         self.evaluation = path / "test" / "evaluation.json"
         self.report = path / "report.html"
+
+    @property
+    def pretraining(self) -> RunFolder:
+        """The files of its pre-training; no run by itself."""
+        return RunFolder(self.path / "pretraining")
 
     def open(self, *, resume: bool, replace: bool) -> bool:
         """Look whether a run may be written here; nothing is changed.

@@ -17,11 +17,13 @@ from medcontext.data.plan_file import read_plan, require_plan_fits
 from medcontext.errors import MedContextError
 from medcontext.method.hiding import Student
 from medcontext.method.masking import draw_mask, mask_grid
+from medcontext.method.pretraining import HIDING
 from medcontext.networks.registry import build_network, network_spec
 from medcontext.progress import Progress
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import bf16_gradients_hold, choose_precision
 from medcontext.training.estimate import GIB, free_memory, gpu_memory_gib, step_memory
+from medcontext.training.pretraining import of_equal_cost
 from medcontext.training.schedule import SGD_RATE, WEIGHT_DECAY
 
 
@@ -95,11 +97,12 @@ def resolve(config: TrainConfig, plan: Plan, device: str) -> TrainConfig:
     )
 
 
-def build(config: TrainConfig, plan: Plan) -> nn.Module:
-    """The network, on the CPU, with weights drawn from the seed."""
+def build(config: TrainConfig, plan: Plan, outputs: int | None = None) -> nn.Module:
+    """The network, on the CPU, with weights drawn from the seed, and as many outputs as there are to segment, unless
+    another number is given."""
     assert config.network_settings is not None
     return build_network(
-        config.network, plan.channels, plan.labels.outputs, plan.patch, config.network_settings, config.seed
+        config.network, plan.channels, outputs or plan.labels.outputs, plan.patch, config.network_settings, config.seed
     )
 
 
@@ -123,8 +126,13 @@ def tried(config: TrainConfig, plan: Plan, device: str, progress: Progress) -> T
     method = resolved.method_config()
     draw_mask(method, 1, mask_grid(plan.patch, method.mask_patch), torch.Generator())
     Student(network, method, plan.channels, network_spec(config.network).patch_embedding)
-    needed, free = step_memory(network, resolved, plan), free_memory(device)
-    if needed is not None and needed > free:
+    stages = [(resolved, plan)]
+    if config.pretrain_steps:
+        draw_mask(HIDING, 1, mask_grid(plan.patch, HIDING.mask_patch), torch.Generator())
+        stages.append(of_equal_cost(resolved, plan))
+    counted, free = [step_memory(network, *stage) for stage in stages], free_memory(device)
+    needed = max((each for each in counted if each is not None), default=0)
+    if needed > free:
         raise MedContextError(
             "There is too little memory for this training.",
             found=f"{free / GIB:.1f} GiB free on {device}",

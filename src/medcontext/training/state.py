@@ -38,6 +38,7 @@ class Training:
         validation: Prepared validation cases.
         run: Where everything is written.
         about: What goes beside the weights of the model.
+        segments: Whether the network's outputs are segmentations, of which pictures are drawn; not in pre-training.
         logs: Where rows and pictures go; None but in the first process.
         best: Best validation Dice so far; below 0 before the first.
         stale: Validations since then.
@@ -59,6 +60,7 @@ class Training:
     validation: Mapping[str, Path]
     run: RunFolder
     about: dict[str, Any]
+    segments: bool = True
     logs: RunLogs | None = None
     best: float = -1.0
     stale: int = 0

@@ -49,6 +49,7 @@ def train_step(training: Training, batch: Batch) -> dict[str, Any]:
             terms = method(
                 image,
                 label,
+                labelled=batch["labelled"],
                 backward=lambda part: fabric.backward(scaler.scale(part)),
                 diagnose=logs,
                 gradients=shares,

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
-from medcontext.data.cache import prepare_all
 from medcontext.data.check import CheckReport
-from medcontext.data.dataset import Dataset, open_dataset
-from medcontext.data.facts import CaseFacts
+from medcontext.data.dataset import open_dataset
 from medcontext.data.plan import Plan
 from medcontext.data.sampling import PatchBatches
 from medcontext.data.split import Split
@@ -25,12 +19,13 @@ from medcontext.errors import MedContextError
 from medcontext.files import read_json
 from medcontext.inference.model import load_tensors
 from medcontext.method.objective import MedContext
+from medcontext.method.pretraining import Reconstruction
 from medcontext.networks.pretrained import load_pretrained, summary
 from medcontext.networks.registry import network_spec
 from medcontext.progress import Progress
 from medcontext.training.bad_steps import BadSteps
 from medcontext.training.budget import seconds_in, steps_within
-from medcontext.training.cases import split_for
+from medcontext.training.cases import split_for, unlabelled_for
 from medcontext.training.checkpoint import newest_checkpoint
 from medcontext.training.compiled import compiled
 from medcontext.training.config import TrainConfig
@@ -38,6 +33,8 @@ from medcontext.training.device import autocast, deterministic, make_scaler
 from medcontext.training.distribution import first_does, launch, require_equal_shares, set_up, whole_batch_norm
 from medcontext.training.logs import RunLogs
 from medcontext.training.loop import fit
+from medcontext.training.prepared import prepared_scans, require_same_scans
+from medcontext.training.pretraining import pretraining_config, pretraining_outputs
 from medcontext.training.run import RunFolder, describe_environment, from_stored, plain, to_resume
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.setup import build, checked, plan_for, require_clean, tried
@@ -53,6 +50,7 @@ class _Begun:
     config: TrainConfig
     plan: Plan
     split: Split
+    unlabelled: tuple[str, ...]
     folders: dict[str, Path]
     checkpoint: Path | None
 
@@ -89,21 +87,10 @@ def train(
     fabric = launch(config or (from_stored(run.read_config()) if resume and run.config.is_file() else TrainConfig()))
     progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
     begun = first_does(fabric, lambda: _begin(Path(data), run, config, resume, replace, fabric, progress))
-    state = None if begun.checkpoint is None else load_tensors(begun.checkpoint)
-    share = (fabric.global_rank, fabric.world_size)
-    cases = {name: begun.folders[name] for name in begun.split.train}
-    batches = PatchBatches(cases, begun.plan, begun.config.augment, begun.config.seed, begun.plan.steps, share)
     with deterministic(begun.config.deterministic):
-        training = _build(run, begun, fabric, batches, progress)
-        if state is not None:
-            training.load(state)
-            progress.say(f"going on from step {training.step}")
-        if fabric.is_global_zero:
-            run.forget_after(training.step)
-            loggers = training.config.loggers
-            training.logs = RunLogs(run, training.step, loggers, plain(training.config), progress.say)
-        fit(training, batches, progress)
-    fabric.barrier()
+        if begun.config.pretrain_steps and begun.checkpoint is None:
+            _pretrain(run.pretraining, begun, fabric, progress)
+        _learn(run, begun, fabric, progress)
     return run.path
 
 
@@ -123,21 +110,24 @@ def _begin(
     if resumes:
         stored = from_stored(run.read_config())
         config, plan, split = to_resume(config or stored, stored, run.path), run.read_plan(), run.read_split()
-        require_equal_shares(plan.batch_size, fabric)
+        _require_equal_shares(config, plan, fabric)
     else:
         config = config or TrainConfig()
+        if config.unlabelled_batch:
+            dataset = dataclasses.replace(dataset, unlabelled_meant=True)
         report = checked(dataset.with_patients(config.patient), config.cache, progress)
         facts = report.facts
         config, plan, split = _set_up(run, report, config, fabric, progress)
-    folders = _prepare(dataset, plan, split, config, progress, facts)
-    _require_same_scans(run, folders, resumes)
+    unlabelled = tuple(read_json(run.about).get("unlabelled", ()))
+    folders = prepared_scans(dataset, plan, split, unlabelled, config, progress, facts)
+    require_same_scans(run, folders, resumes)
     if resumes:
         checkpoint = newest_checkpoint(run, progress.say)
         if checkpoint is None:
             progress.say("there is no checkpoint yet: starting from step 0")
         else:
             run.note(resumed=[*read_json(run.about).get("resumed", []), describe_environment(dataset.root)])
-    return _Begun(config, plan, split, folders, checkpoint)
+    return _Begun(config, plan, split, unlabelled, folders, checkpoint)
 
 
 def _set_up(
@@ -150,8 +140,9 @@ def _set_up(
     device = str(fabric.device)
     plan = plan_for(report, config, device)
     progress.say("\n".join(f"- {reason}" for reason in plan.reasons))
-    require_equal_shares(plan.batch_size, fabric)
+    _require_equal_shares(config, plan, fabric)
     split = split_for(report, config, progress.say)
+    unlabelled = unlabelled_for(report, config, split, progress.say)
     if config.patience is not None and not split.validation:
         raise MedContextError(
             "Patience needs validation cases.",
@@ -159,14 +150,21 @@ def _set_up(
             remedy="leave patience out, or set a validation_share above 0",
         )
     own = dataclasses.replace(plan, batch_size=plan.batch_size // fabric.world_size)
-    resolved = dataclasses.replace(tried(config, own, device, progress), batch_size=plan.batch_size)
+    part = dataclasses.replace(config, unlabelled_batch=config.unlabelled_batch // fabric.world_size)
+    part = tried(part, own, device, progress)
+    resolved = dataclasses.replace(part, batch_size=plan.batch_size, unlabelled_batch=config.unlabelled_batch)
     if config.max_time is not None:
-        steps, reason = steps_within(config.max_time, build(resolved, plan), resolved, own, device)
+        steps, reason = steps_within(config.max_time, build(resolved, plan), part, own, device)
         progress.say(f"- {reason}")
         plan = dataclasses.replace(plan, steps=steps, reasons=(*plan.reasons, reason))
         resolved = dataclasses.replace(resolved, max_steps=steps)
-    run.begin(resolved, plan, split, describe_environment(report.dataset.root))
+    run.begin(resolved, plan, split, describe_environment(report.dataset.root) | {"unlabelled": list(unlabelled)})
     return resolved, plan, split
+
+
+def _require_equal_shares(config: TrainConfig, plan: Plan, fabric: Fabric) -> None:
+    require_equal_shares(plan.batch_size, fabric)
+    require_equal_shares(config.unlabelled_batch, fabric, "--unlabelled-batch")
 
 
 def _require_one_end(config: TrainConfig) -> None:
@@ -181,60 +179,49 @@ def _require_one_end(config: TrainConfig) -> None:
         )
 
 
-def _require_same_scans(run: RunFolder, folders: Mapping[str, Path], resumes: bool) -> None:
-    """The folder of a prepared case is named by its content: a resumed run must find the same ones."""
-    prepared = {name: folder.name for name, folder in folders.items()}
-    before = read_json(run.about).get("prepared")
-    if before is None or not resumes:
-        run.note(prepared=prepared, hashes={"data": _hash(prepared), "plan": _hash(read_json(run.plan))})
-    elif before != prepared:
-        changed = sorted(name for name in before if before[name] != prepared.get(name))
-        raise MedContextError(
-            "The data set has changed since this run began.",
-            file=run.path,
-            found=f"{len(changed)} case(s) of other content, for example {changed[0]}",
-            remedy="resume it on the scans it began with, or start a new run",
-        )
+def _pretrain(run: RunFolder, begun: _Begun, fabric: Fabric, progress: Progress) -> None:
+    """Masked-image pre-training, in a run folder of its own, unless it is done; its ``best.pt`` is what came of it."""
+    if first_does(fabric, run.best.is_file):
+        return
+    progress.say(f"pre-training for {begun.config.pretrain_steps} steps first")
+    config, split = pretraining_config(begun.config), dataclasses.replace(begun.split, validation=())
+    plan = dataclasses.replace(begun.plan, steps=begun.config.pretrain_steps)
+    checkpoint = first_does(fabric, lambda: newest_checkpoint(run, progress.say))
+    stage = dataclasses.replace(begun, config=config, plan=plan, split=split, checkpoint=checkpoint)
+    _learn(run, stage, fabric, progress, pretrains=True)
 
 
-def _hash(value: Any) -> str:
-    """Of plain values: the first 16 hexadecimal digits of the SHA-256 of their JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def _learn(run: RunFolder, begun: _Begun, fabric: Fabric, progress: Progress, *, pretrains: bool = False) -> None:
+    """Train, or go on, to the last step."""
+    config, share = begun.config, (fabric.global_rank, fabric.world_size)
+    cases, others = ({name: begun.folders[name] for name in names} for names in (begun.split.train, begun.unlabelled))
+    batches = PatchBatches(
+        cases, begun.plan, config.augment, config.seed, begun.plan.steps, share, others, config.compared_batch
+    )
+    training = _build(run, begun, fabric, batches, progress, pretrains)
+    if begun.checkpoint is not None:
+        training.load(load_tensors(begun.checkpoint))
+        progress.say(f"going on from step {training.step}")
+    if fabric.is_global_zero:
+        run.forget_after(training.step)
+        training.logs = RunLogs(run, training.step, config.loggers, plain(config), progress.say)
+    fit(training, batches, progress)
+    fabric.barrier()
 
 
-def _prepare(
-    dataset: Dataset,
-    plan: Plan,
-    split: Split,
-    config: TrainConfig,
-    progress: Progress,
-    facts: Mapping[str, CaseFacts] | None,
-) -> dict[str, Path]:
-    """Prepared training and validation cases; those held out are read when they are predicted, as new scans are."""
-    needed = [*split.train, *split.validation]
-    missing = [name for name in needed if name not in dataset.cases]
-    if missing:
-        raise MedContextError(
-            "The data set has changed since this run began.",
-            file=dataset.root,
-            found=f"{len(missing)} case(s) gone, for example {missing[0]}",
-            remedy="put them back, or start a new run",
-        )
-    assert config.cache is not None
-    with progress.task("preparing") as update:
-        return prepare_all([dataset.cases[name] for name in needed], plan, config.cache, update, facts)
-
-
-def _build(run: RunFolder, begun: _Begun, fabric: Fabric, batches: PatchBatches, progress: Progress) -> Training:
+def _build(
+    run: RunFolder, begun: _Begun, fabric: Fabric, batches: PatchBatches, progress: Progress, pretrains: bool
+) -> Training:
     """Network, method and optimiser on their device."""
     config, plan, split, device = begun.config, begun.plan, begun.split, str(fabric.device)
     spec = network_spec(config.network)
-    network = build(config, plan)
-    if config.pretrained is not None and begun.checkpoint is None:
-        progress.say(summary(load_pretrained(network, config.pretrained, channels=plan.channels)))
+    network = build(config, plan, pretraining_outputs(plan) if pretrains else None)
+    weights = run.pretraining.best if config.pretrain_steps else config.pretrained
+    if weights is not None and begun.checkpoint is None:
+        progress.say(summary(load_pretrained(network, weights, channels=plan.channels)))
     network = whole_batch_norm(fabric, network).to(device)
     generator = torch.Generator().manual_seed(config.seed)
-    method = MedContext(
+    method = (Reconstruction if pretrains else MedContext)(
         network,
         config.method_config(),
         total_steps=plan.steps,
@@ -269,4 +256,18 @@ def _build(run: RunFolder, begun: _Begun, fabric: Fabric, batches: PatchBatches,
     validation = {name: begun.folders[name] for name in split.validation}
     bad = BadSteps(run, config.max_bad_steps, batches.cases, progress.say, writes=fabric.is_global_zero)
     scaler = make_scaler(config.precision, fabric.device.type)
-    return Training(config, plan, fabric, device, method, generator, optimizer, scaler, bad, validation, run, about)
+    return Training(
+        config,
+        plan,
+        fabric,
+        device,
+        method,
+        generator,
+        optimizer,
+        scaler,
+        bad,
+        validation,
+        run,
+        about,
+        segments=not pretrains,
+    )

@@ -1,0 +1,67 @@
+"""Masked-image pre-training: the other way to learn from what is hidden, which the method is compared with.
+
+The network paints the hidden part of the image, where the method segments it. The stage before a training as in Chen et
+al., "Masked Image Modeling Advances 3D Medical Image Analysis", WACV 2023, arXiv 2204.11716: mean squared error in the
+hidden voxels alone, three quarters of the patches hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from medcontext.method.masking import mask_to_voxels, volume_size
+from medcontext.method.objective import MedContext
+from medcontext.method.presets import MethodConfig
+
+HIDING = MethodConfig(ratio=0.75)
+"""What is hidden, and how: as the method does it, but more."""
+
+
+class Reconstruction(MedContext):
+    """Steps of pre-training in the place of the method's, with the same masks, and no teacher.
+
+    Args:
+        network: With an output for each image channel at least; those beyond are not looked at.
+        config: What is hidden, and how.
+        settings: Of :class:`~medcontext.method.objective.MedContext`.
+    """
+
+    def __init__(self, network: nn.Module, config: MethodConfig = HIDING, **settings: Any) -> None:
+        super().__init__(network, config, **settings)
+        self.teacher = None
+
+    def __call__(
+        self,
+        image: Tensor,
+        label: Tensor | None = None,
+        *,
+        labelled: Sequence[bool] | None = None,
+        backward: Callable[..., Any] | None = None,
+        diagnose: bool = False,
+    ) -> dict[str, Tensor]:
+        """One pass.
+
+        Args:
+            image: ``(B, C, D, H, W)``.
+            label: Not looked at.
+            labelled: Which samples have a label, which decides nothing but the order of masks that processes share.
+            backward: Called with the loss.
+            diagnose: There is nothing to diagnose.
+
+        Returns:
+            ``total``: mean over samples of the mean squared error in their hidden voxels.
+        """
+        known = None if labelled is None else sum(labelled)
+        mask, noise = self.draw_mask(image, known), self._draw_noise(image, known)
+        outputs = self.student(image, mask, noise)
+        painted = (outputs if isinstance(outputs, Tensor) else outputs[0])[:, : image.shape[1]]
+        hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(image)).expand_as(image)
+        squares = hidden * (painted.float() - image.float()) ** 2
+        loss = (squares.flatten(1).sum(1) / hidden.flatten(1).sum(1)).mean()
+        if backward is None:
+            return {"total": loss}
+        backward(loss)
+        return {"total": loss.detach()}
