@@ -15,14 +15,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from medcontext.data.dataset import open_dataset
 from medcontext.data.split import make_split
 from medcontext.data.split_file import SplitFile, read_split_file, write_split_file
 from medcontext.errors import MedContextError
+from medcontext.evaluation import pictures
 from medcontext.inference.model import load_tensors
 from medcontext.method.presets import PRESETS
 from medcontext.studies.conduct import conduct, rehearse
+from medcontext.studies.convergence import convergence, in_words
+from medcontext.studies.extremes import _chosen as chosen
+from medcontext.studies.extremes import extremes_figure, picture_of_runs
+from medcontext.studies.figures import convergence_figure
 from medcontext.studies.forecast import forecast
 from medcontext.studies.results import gather, summary
 from medcontext.studies.study import run_study, state_of
@@ -30,6 +36,7 @@ from medcontext.studies.study_file import read_study
 from medcontext.training import estimate
 from medcontext.training.run import RunFolder
 from tests.conftest import make_tiny
+from tests.test_cli import run as command
 
 SHIPPED = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
 
@@ -93,6 +100,7 @@ ARMS = {arm: settings for arm, settings in TINY["factors"]["arm"].items() if arm
 TWO_ARMS = {
     "factors": {"training_cases": [2], "arm": ARMS, "seed": [0, 1]},
     "comparisons": [["supervised", "medcontext", name] for name in ("equal_steps", "equal_compute")],
+    "pictures": ["equal_steps"],
 }
 SMALL = {
     "factors": {
@@ -155,6 +163,8 @@ def test_later_factors_go_before_earlier_ones_and_a_seed_may_be_a_fold(write):
         ({"settings": {}}, "max_steps_factor: 2.3333"),
         ({"settings": {"max_steps": 4, "network": "package.module:factory"}}, "package.module:factory"),
         ({"comparisons": [["supervised", "nothing", "x"]]}, "nothing"),
+        ({"pictures": ["equal"]}, "equal_compute, equal_steps"),
+        ({"settings": {"max_steps": 4, "unlabelled_batch": 1}}, "unlabelled_batch = 1"),
     ],
 )
 def test_what_is_wrong_with_a_study_file_is_said_with_its_name(room, tmp_path, changes, told):
@@ -222,6 +232,7 @@ def test_every_run_is_trained_and_scored_and_its_checkpoint_removed(conducted, r
         assert {row["case"] for row in json.loads(run.evaluation.read_text())["cases"]} == test
         assert run.best.is_file()
         assert not run.last.exists()
+        assert not run.previous.exists()
         assert json.loads(run.about.read_text())["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
         subsets.setdefault(planned.levels["seed"], set()).add(run.read_split().train)
     assert [len(each) for each in subsets.values()] == [1, 1], "the arms of a seed share their training cases"
@@ -262,6 +273,16 @@ def test_results_are_gathered(conducted):
     assert f"Largest gains: {helped[0][0]}" in page
     assert page.count("medcontext against supervised (equal_") == 2
     assert (conducted / "tiny.svg").read_text().startswith("<?xml")
+    first, second = found["comparisons"]
+    assert (first["picture"], second["picture"]) == ("tiny/2-cases-supervised-medcontext.png", None)
+    with Image.open(conducted / first["picture"]) as picture:
+        assert (picture.format, picture.width) == ("PNG", 700)
+        assert b"Software" not in (conducted / first["picture"]).read_bytes()
+    assert f"]({first['picture']})" in page
+    assert (conducted / "tiny-convergence.svg").read_text().startswith("<?xml")
+    for arm in found["convergence"]:
+        assert f"{arm['levels']['arm']}: not known, it was validated too seldom" in page
+        assert (arm["steps"], arm["dice"]) == ([4], [pytest.approx(arm["dice"][0])])
     text = "".join(path.read_text() for path in conducted.glob("tiny.*"))
     assert str(conducted) not in text
     assert str(Path.home()) not in text
@@ -321,6 +342,99 @@ def test_a_model_newer_than_its_scores_has_not_been_scored(conducted, room, tmp_
     later = run.evaluation.stat().st_mtime + 10
     os.utime(run.best, (later, later))
     assert state_of(planned, tmp_path / "out") == "trained"
+
+
+def made_up(arm, seed, validations, steps=100):
+    return {"levels": {"arm": arm, "seed": seed}, "steps": steps, "validations": validations}
+
+
+def test_an_arm_is_at_its_end_if_its_last_quarter_gained_little():
+    """Means over the seeds, at the steps that both have; a dip at the end is no gain."""
+    rising = [[25, 0.2], [50, 0.4], [75, 0.6], [100, 0.7]]
+    level = [[25, 0.5], [50, 0.7], [75, 0.6], [100, 0.702]]
+    runs = [
+        made_up("rising", "seed-0", rising),
+        made_up("rising", "seed-1", [[step, dice + 0.1] for step, dice in rising] + [[90, 0.99]]),
+        made_up("level", "seed-0", level),
+        made_up("falling", "seed-0", [[50, 0.6], [75, 0.8], [100, 0.7]]),
+        made_up("once", "seed-0", [[100, 0.7]]),
+        made_up("never", "seed-0", []),
+    ]
+    found = {arm["levels"]["arm"]: arm for arm in convergence(runs)}
+    assert found["rising"]["steps"] == [25, 50, 75, 100]
+    assert found["rising"]["dice"] == pytest.approx([0.25, 0.45, 0.65, 0.75])
+    gains = {name: arm["last_quarter_gain"] for name, arm in found.items()}
+    assert gains == {
+        "rising": pytest.approx(0.1),
+        "level": pytest.approx(0.002),
+        "falling": pytest.approx(-0.1),
+        "once": None,
+        "never": None,
+    }
+    assert "rising: still gaining, +0.1000" in in_words(found["rising"])
+    assert "level: at its end, +0.0020" in in_words(found["level"])
+    assert "falling: at its end" in in_words(found["falling"])
+    assert convergence_figure(list(found.values())) == convergence_figure(list(found.values()))
+    assert convergence_figure([found["never"]]) is None
+
+
+def test_the_drawn_cases_are_those_of_the_largest_and_the_smallest_gain(conducted, room, tmp_path, monkeypatch):
+    """Scores made up for six cases and two seeds, so that it is known which are to be drawn, and of which seed."""
+    gains = {
+        "case_00": (0.1, 0.3),
+        "case_01": (-0.2, 0.0),
+        "case_02": (0.0, 0.1),
+        "case_03": (0.4, 0.3),
+        "case_04": (0.0, 0.0),
+    }
+    runs = []
+    for arm in ("supervised", "medcontext"):
+        for seed in range(2):
+            source, run = conducted / "2-cases" / arm / f"seed-{seed}", RunFolder(tmp_path / f"{arm}-{seed}")
+            shutil.copytree(source, run.path)
+            evaluation = json.loads(run.evaluation.read_text())
+            rows = [
+                {
+                    **evaluation["cases"][0],
+                    "case": case,
+                    "label": 1,
+                    "dice": 0.5 + (gain[seed] if arm == "medcontext" else 0),
+                }
+                for case, gain in gains.items()
+            ]
+            run.evaluation.write_text(json.dumps({**evaluation, "cases": rows}))
+            runs.append(run)
+    drawn = []
+    monkeypatch.setattr(pictures, "overlay_figure", lambda cases, names: drawn.extend(cases) or b"")
+    extremes_figure(runs[:2], runs[2:], ("before", "after"), open_dataset(room / "data"))
+    assert [(case.rank, case.name) for case in drawn] == [
+        ("largest gain +0.350", "case_03"),
+        ("largest gain +0.200", "case_00"),
+        ("smallest gain +0.000", "case_04"),
+        ("smallest gain -0.100", "case_01"),
+    ]
+    (before, score), (after, other) = drawn[0].predictions["before"], drawn[0].predictions["after"]
+    seed = 0 if other == pytest.approx(0.9) else 1
+    assert (before, after) == tuple(run.predictions / "case_03.nii.gz" for run in (runs[seed], runs[2 + seed]))
+    assert (score, other) == (0.5, pytest.approx(0.5 + gains["case_03"][seed]))
+    assert drawn[0].truth == room / "data" / "labelsTr" / "case_03.nii.gz"
+    picture = picture_of_runs([run.path for run in runs[:2]], [run.path for run in runs[2:]], ("before", "after"))
+    assert picture == b""
+    assert len(drawn) == 8
+    drawn.clear()
+    file = tmp_path / "extremes.png"
+    assert command("compare", runs[0].path, runs[2].path, "--pictures", file) == 0
+    assert file.exists()
+    assert len(drawn) == 4
+    runs[3].evaluation.unlink()
+    with pytest.raises(MedContextError, match="predicted and scored"):
+        picture_of_runs([runs[0].path], [runs[3].path], ("before", "after"))
+
+
+def test_of_a_few_cases_none_is_drawn_twice():
+    ranked = [("a", 0.3), ("b", 0.2), ("c", 0.1)]
+    assert [case for _, (case, _) in chosen(ranked)] == ["a", "b", "c"]
+    assert [(rank, case) for rank, (case, _) in chosen(ranked[:1])] == [("largest", "a")]
 
 
 def test_nothing_is_gathered_of_nothing(write, tmp_path):
@@ -400,6 +514,37 @@ def test_the_time_is_taken_from_runs_of_the_same_shape_or_measured(conducted, ro
     assert missing.seconds == pytest.approx(last["seconds"] / last["step"] * 4)
     measured = forecast(write(SMALL), tmp_path / "none", device="cpu", cache=room / "cache")
     assert all(0 < each.seconds < 60 for each in measured)
+
+
+def test_the_time_of_a_pretraining_is_counted_too(write, room, tmp_path, monkeypatch):
+    seconds = {1: 3.0, 3: 5.0}
+    monkeypatch.setattr(estimate, "step_seconds", lambda network, config, plan, device: seconds[plan.batch_size])
+    arms = {
+        "plain": {"preset": "supervised"},
+        "pre": {"pretrain_steps": 10},
+        "more": {"pretrain_steps": 10, "unlabelled_batch": 2},
+    }
+    study = write({"factors": {"arm": arms, "seed": [0]}, "comparisons": []}, preset="supervised")
+    found = forecast(study, tmp_path / "none", device="cpu", cache=room / "cache")
+    assert [each.seconds for each in found] == [4 * 3.0, 4 * 3.0 + 10 * 3.0, 4 * 3.0 + 10 * 5.0]
+
+
+def test_a_pretraining_is_an_arm_whose_time_and_steps_are_told(write, room, tmp_path):
+    arm = {"pre": {"preset": "supervised", "pretrain_steps": 3, "unlabelled_batch": 1, "training_cases": 2}}
+    study = write({"factors": {"arm": arm, "seed": [0]}, "comparisons": []})
+    assert run_study(study, tmp_path / "out", cache=room / "cache") == {}
+    found = gather(study, tmp_path / "out", tmp_path / "results")
+    (run,) = found["runs"]
+    assert not list((tmp_path / "out").rglob("previous.pt")) + list((tmp_path / "out").rglob("last.pt"))
+    folder = RunFolder(tmp_path / "out" / "pre" / "seed-0")
+    parts = [
+        rows[-1]["seconds"]
+        for rows in ([row for row in each.history() if "seconds" in row] for each in (folder, folder.pretraining))
+    ]
+    assert run["seconds"] == pytest.approx(sum(parts))
+    page = (tmp_path / "results" / "tiny.md").read_text()
+    assert f"| 2 + {run['unlabelled_cases']} unlabelled | 3 + 4 |" in page
+    assert run["unlabelled_cases"] > 0
 
 
 def test_a_rehearsal_lists_the_runs_without_their_data(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from medcontext.errors import MedContextError
-from medcontext.files import write_json
+from medcontext.files import replacing, write_json
 from medcontext.progress import Progress
 from medcontext.training.config import Preset
 
@@ -257,7 +257,13 @@ def report(run: Path, baseline: Path | None = None, device: str = "auto", networ
     return 0
 
 
-def compare(a: list[Path] | Path, b: list[Path] | Path, truth: Path | None = None, json: Path | None = None) -> int:
+def compare(
+    a: list[Path] | Path,
+    b: list[Path] | Path,
+    truth: Path | None = None,
+    json: Path | None = None,
+    pictures: Path | None = None,
+) -> int:
     """Compare two methods on the same cases: difference, confidence interval, tests; in words whether it is noise.
 
     Args:
@@ -265,15 +271,23 @@ def compare(a: list[Path] | Path, b: list[Path] | Path, truth: Path | None = Non
         b: The other, in the same way.
         truth: Folder of true label maps, where a and b are folders of label maps.
         json: Also write everything to this file.
+        pictures: Also draw the cases of the largest gains and losses to this PNG file, where a and b are run folders.
     """
     from medcontext.cli.tables import print_table
     from medcontext.evaluation.compare import compare_runs, comparison_table
 
     first, second = ([each] if isinstance(each, Path) else each for each in (a, b))
     result = compare_runs(first, second, truth)
-    print_table(comparison_table(result, _name(first), _name(second)))
+    names = _name(first), _name(second)
+    print_table(comparison_table(result, *names))
     if json is not None:
         write_json(json, result)
+    if pictures is not None:
+        from medcontext.studies.extremes import picture_of_runs
+
+        picture = picture_of_runs(first, second, names)
+        with replacing(pictures) as file:
+            file.write_bytes(picture)
     return 0
 
 

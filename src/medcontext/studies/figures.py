@@ -1,12 +1,15 @@
-"""The gains of a study as one figure."""
+"""The gains of a study as one figure, and how its validations went as another."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0578d", "#946200", "#4b4fc4")
+DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1.2, 1.2)), (0, (6, 1, 1, 1)))
+"""With more curves than colours, the colours come again with the next of these line styles."""
 
 
 def gains_figure(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
@@ -18,7 +21,6 @@ def gains_figure(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
     Returns:
         An SVG, the same for the same comparisons; None where nothing was compared.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     shown = [each for each in comparisons if each["result"]["dice"]["overall"] is not None]
@@ -37,6 +39,54 @@ def gains_figure(comparisons: Sequence[Mapping[str, Any]]) -> str | None:
     else:
         _draw_rows(axes, curves)
     axes.spines[["top", "right"]].set_visible(False)
+    return _svg(figure)
+
+
+def convergence_figure(arms: Sequence[Mapping[str, Any]]) -> str | None:
+    """Validation Dice over the steps: a curve for each arm, in a panel for each combination of the other levels.
+
+    Args:
+        arms: As :func:`medcontext.studies.convergence.convergence` returns them.
+
+    Returns:
+        An SVG, the same for the same arms; None where nothing was validated.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    panels: dict[str, list[Mapping[str, Any]]] = {}
+    for arm in arms:
+        if arm["steps"]:
+            name = " / ".join(level for factor, level in arm["levels"].items() if factor != "arm")
+            panels.setdefault(name, []).append(arm)
+    if not panels:
+        return None
+    names = list(dict.fromkeys(arm["levels"]["arm"] for arm in arms))
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    height = 2.6 * rows + 0.25 * math.ceil(len(names) / 3)
+    figure = Figure(figsize=(3.4 * columns + 2 * (columns == 1), height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, curves) in zip(grid, panels.items(), strict=False):
+        for arm in curves:
+            place = names.index(arm["levels"]["arm"])
+            dash = DASHES[place // len(COLOURS) % len(DASHES)]
+            axes.plot(arm["steps"], arm["dice"], color=COLOURS[place % len(COLOURS)], linestyle=dash, marker=".")
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.set_ylabel("validation Dice")
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    lines = [Line2D([], [], color=COLOURS[k % len(COLOURS)], linestyle=DASHES[k // len(COLOURS) % len(DASHES)])
+             for k in range(len(names))]  # fmt: skip
+    figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _svg(figure: Any) -> str:
+    import matplotlib
+
     text = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "medcontext", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,43 +54,57 @@ def forecast(
         MedContextError: A run in ``out`` was made with other settings.
     """
     progress = progress or Progress(quiet=True)
-    known = dict(_measured(RunFolder(out / planned.name) for planned in study.runs))
+    known = dict(_measured(out / planned.name for planned in study.runs))
     dataset = _dataset(study, progress)
     states = {planned.name: state_of(planned, out) for planned in study.runs}
     forecasts = []
     for planned in study.runs:
-        state, shape = states[planned.name], _shape(planned.config)
-        if state in ("done", "trained"):
-            forecasts.append(Forecast(planned, state, 0.0))
-            continue
-        if shape not in known:
-            asked = dataclasses.replace(planned.config, device=device, cache=cache)
-            known[shape] = None if dataset is None else _measure(dataset, asked, threads, progress)
-        per_step = known[shape]
-        steps = _steps_left(planned, out)
-        forecasts.append(Forecast(planned, state, None if per_step is None or steps is None else per_step * steps))
+        state, seconds = states[planned.name], 0.0
+        for stage in _stages(planned.config, out / planned.name) if state in ("new", "begun") else ():
+            if stage.shape not in known:
+                asked = dataclasses.replace(stage, config=dataclasses.replace(stage.config, device=device, cache=cache))
+                known[stage.shape] = None if dataset is None else _measure(dataset, asked, threads, progress)
+            per_step, steps = known[stage.shape], stage.steps_left
+            seconds += math.nan if per_step is None or steps is None else per_step * steps
+        forecasts.append(Forecast(planned, state, None if math.isnan(seconds) else seconds))
     return forecasts
 
 
-def _measured(runs: Iterable[RunFolder]) -> Iterable[tuple[str, float | None]]:
-    for run in runs:
-        rows = [row for row in run.history() if row["kind"] == "train"]
-        if rows:
-            yield _shape(from_stored(run.read_config())), rows[-1]["seconds"] / rows[-1]["step"]
+@dataclass(frozen=True)
+class _Stage:
+    """A training, or its pre-training, and its folder."""
+
+    config: TrainConfig
+    run: RunFolder
+    pretrains: bool
+
+    @property
+    def shape(self) -> str:
+        """What the time of a step depends on; of settings left open, all runs of a study make the same."""
+        config, method = self.config, self.config.method_config()
+        passes = [config.unlabelled_batch] if self.pretrains else [config.compared_batch, method.active, method.hide]
+        return json.dumps([config.network, config.patch, config.batch_size, passes])
+
+    @property
+    def steps_left(self) -> int | None:
+        """Of those that are planned; None: it is left to the plan how many these are."""
+        planned = self.config.pretrain_steps if self.pretrains else self.config.max_steps
+        return None if planned is None else planned - max((row["step"] for row in self.run.history()), default=0)
 
 
-def _shape(config: TrainConfig) -> str:
-    """What the time of a step depends on; of settings left open, all runs of a study make the same."""
-    return json.dumps(
-        [config.network, config.patch, config.batch_size, config.method_config().active, config.method_config().hide]
-    )
+def _stages(config: TrainConfig, folder: Path) -> list[_Stage]:
+    run = RunFolder(folder)
+    pretraining = [_Stage(config, run.pretraining, pretrains=True)] if config.pretrain_steps else []
+    return [_Stage(config, run, pretrains=False), *pretraining]
 
 
-def _steps_left(planned: PlannedRun, out: Path) -> int | None:
-    if planned.config.max_steps is None:
-        return None
-    rows = [row["step"] for row in RunFolder(out / planned.name).history()]
-    return planned.config.max_steps - max(rows, default=0)
+def _measured(folders: Iterable[Path]) -> Iterable[tuple[str, float | None]]:
+    for folder in folders:
+        if RunFolder(folder).config.is_file():
+            for stage in _stages(from_stored(RunFolder(folder).read_config()), folder):
+                rows = [row for row in stage.run.history() if row["kind"] == "train"]
+                if rows:
+                    yield stage.shape, rows[-1]["seconds"] / rows[-1]["step"]
 
 
 def _dataset(study: Study, progress: Progress) -> Dataset | None:
@@ -100,17 +115,21 @@ def _dataset(study: Study, progress: Progress) -> Dataset | None:
         return None
 
 
-def _measure(dataset: Dataset, config: TrainConfig, threads: int, progress: Progress) -> float | None:
+def _measure(dataset: Dataset, stage: _Stage, threads: int, progress: Progress) -> float | None:
     """Seconds of a step, with nothing else at work on these cores."""
     import torch
 
     from medcontext.training.device import choose_device
     from medcontext.training.estimate import step_seconds
+    from medcontext.training.pretraining import of_equal_cost
     from medcontext.training.setup import build, checked, plan_for, resolve
 
+    config = stage.config
     device = choose_device(config.device)
     plan = plan_for(checked(dataset.with_patients(config.patient), config.cache, progress), config, device)
     resolved = resolve(config, plan, device)
+    if stage.pretrains:
+        resolved, plan = of_equal_cost(resolved, plan)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -22,7 +22,7 @@ def task(planned: PlannedRun, data: Path, out: Path, device: str, cache: Path | 
 
 
 def do(told: dict[str, Any]) -> None:
-    """Train the run to its end, score its held-out cases, and remove the checkpoint that is no longer needed."""
+    """Train the run to its end, score its held-out cases, and remove the checkpoints that are no longer needed."""
     from medcontext.data.dataset import open_dataset
     from medcontext.progress import Progress
     from medcontext.studies.holdout import score_held_out
@@ -36,7 +36,9 @@ def do(told: dict[str, Any]) -> None:
         train(told["data"], run.path, config, resume=True, progress=progress)
         run.note(commit=began_at)
     score_held_out(run, open_dataset(Path(told["data"])), device=config.device, progress=progress)
-    run.last.unlink(missing_ok=True)
+    for stage in (run, run.pretraining):
+        for checkpoint in (stage.last, stage.previous):
+            checkpoint.unlink(missing_ok=True)
 
 
 def commit() -> str | None:

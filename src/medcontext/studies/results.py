@@ -7,13 +7,17 @@ import io
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from medcontext.data.dataset import open_dataset
 from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
 from medcontext.evaluation.compare import compare_evaluations, per_case, verdict
 from medcontext.evaluation.statistics import DEFINITION
-from medcontext.files import read_json, write_json, write_text
+from medcontext.files import read_json, replacing, write_json, write_text
+from medcontext.studies.convergence import convergence, validations
+from medcontext.studies.extremes import compact, extremes_figure
 from medcontext.studies.one_run import commit
 from medcontext.studies.study import state_of
 from medcontext.studies.study_file import Comparison, PlannedRun, Study
@@ -36,7 +40,9 @@ def gather(study: Study, out: Path, results: Path) -> dict[str, Any]:
     """Write what came of a study so far.
 
     Into ``results``: ``STUDY.json`` (what is returned), ``STUDY.csv`` (a row per run, case and label), ``STUDY.md``
-    (tables for people), ``STUDY.svg`` (the gains, where anything is compared) and ``summary.json`` anew.
+    (tables for people), ``STUDY.svg`` (the gains, where anything is compared), ``STUDY-convergence.svg`` (validation
+    over the steps), pictures of the best and the worst cases in ``STUDY/``, where the study asks for them and scans and
+    predictions are at hand, and ``summary.json`` anew.
 
     Args:
         study: The study.
@@ -45,13 +51,13 @@ def gather(study: Study, out: Path, results: Path) -> dict[str, Any]:
 
     Returns:
         ``study``, ``about``, ``dataset``, ``split`` (name and hash), ``date``, ``commits``, ``hardware``, ``software``,
-        ``settings`` (those that all runs share), ``runs``, ``missing`` (runs that are not done), ``comparisons`` and
-        ``definition``.
+        ``settings`` (those that all runs share), ``runs``, ``missing`` (runs that are not done), ``convergence`` (as
+        :func:`medcontext.studies.convergence.convergence` returns it), ``comparisons`` and ``definition``.
 
     Raises:
         MedContextError: No run is done, or a run was made with other settings.
     """
-    from medcontext.studies.figures import gains_figure
+    from medcontext.studies.figures import convergence_figure, gains_figure
     from medcontext.studies.tables import results_page
 
     states = {planned.name: state_of(planned, out) for planned in study.runs}
@@ -61,18 +67,24 @@ def gather(study: Study, out: Path, results: Path) -> dict[str, Any]:
             "No run of this study is done.", file=out, remedy="run the study first (medcontext study FILE)"
         )
     evaluations = {planned.name: read_json(run.evaluation) for planned, run in done}
+    runs = [_run(planned, run, evaluations[planned.name]) for planned, run in done]
     found = _facts(study, done) | {
-        "runs": [_run(planned, run, evaluations[planned.name]) for planned, run in done],
+        "runs": runs,
         "missing": [name for name, state in states.items() if state != "done"],
-        "comparisons": list(_comparisons(study, done, evaluations)),
+        "convergence": convergence(runs),
+        "comparisons": list(_comparisons(study, done, evaluations, results)),
         "definition": next(iter(evaluations.values()))["definition"] | {"comparison": dict(DEFINITION)},
     }
     write_json(results / f"{study.name}.json", found)
     write_text(results / f"{study.name}.csv", _rows(evaluations))
-    figure = gains_figure(found["comparisons"])
-    if figure is not None:
-        write_text(results / f"{study.name}.svg", figure)
-    write_text(results / f"{study.name}.md", results_page(found, has_figure=figure is not None))
+    figures = {
+        f"{study.name}.svg": gains_figure(found["comparisons"]),
+        f"{study.name}-convergence.svg": convergence_figure(found["convergence"]),
+    }
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    for name, figure in drawn.items():
+        write_text(results / name, figure)
+    write_text(results / f"{study.name}.md", results_page(found, figures=drawn))
     write_json(results / SUMMARY, summary(results))
     return found
 
@@ -143,21 +155,21 @@ def _facts(study: Study, done: Done) -> dict[str, Any]:
         "settings": {
             key: value
             for key, value in configs[0].items()
-            if key not in MAY_CHANGE | {"split"} and all(config[key] == value for config in configs)
+            if key not in MAY_CHANGE | {"split"} and all(config.get(key) == value for config in configs)
         },
     }
 
 
 def _run(planned: PlannedRun, run: RunFolder, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     history, config = run.history(), run.read_config()
-    validations = [
+    by_network = [
         (row[key], row["step"], key.removeprefix("dice/"))
         for row in history
         if row["kind"] == "validation"
         for key in ("dice/student", "dice/teacher")
         if key in row
     ]
-    best = max(validations, default=(None, None, None), key=lambda each: each[0])
+    best = max(by_network, default=(None, None, None), key=lambda each: each[0])
     last = [row for row in history if row["kind"] == "train"][-1]
     return {
         "name": planned.name,
@@ -167,11 +179,14 @@ def _run(planned: PlannedRun, run: RunFolder, evaluation: Mapping[str, Any]) -> 
         "training_cases": len(run.read_split().train),
         "seed": config["seed"],
         "learning_rate": config["learning_rate"],
+        "unlabelled_cases": len(read_json(run.about).get("unlabelled", ())),
         "steps": config["max_steps"],
-        "seconds": last["seconds"],
+        "pretrain_steps": config.get("pretrain_steps", 0),
+        "seconds": _seconds(run),
         "best_step": best[1],
         "best_is": best[2],
         "validation_dice": best[0],
+        "validations": validations(history),
         "dice": evaluation["mean"]["dice"],
         "hd95_mm": evaluation["mean"]["hd95_mm"],
         "missed": sum(entry["missed"] for entry in evaluation["mean"]["labels"].values()),
@@ -202,7 +217,9 @@ def cells(study: Study, comparison: Comparison, done: Done) -> Iterator[tuple[di
             yield dict(other), [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def _comparisons(study: Study, done: Done, evaluations: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+def _comparisons(
+    study: Study, done: Done, evaluations: Mapping[str, Mapping[str, Any]], results: Path
+) -> Iterator[dict[str, Any]]:
     for comparison in study.comparisons:
         for levels, first, second in cells(study, comparison, done):
             before, after = ([evaluations[planned.name] for planned, _ in runs] for runs in (first, second))
@@ -222,15 +239,41 @@ def _comparisons(study: Study, done: Done, evaluations: Mapping[str, Mapping[str
                 "seconds": [_mean_seconds(first), _mean_seconds(second)],
                 "helped_most": [list(each) for each in ranked[:EXTREMES]],
                 "hurt_most": [list(each) for each in ranked[::-1][:EXTREMES]],
+                "picture": _picture(
+                    study, comparison, levels, [run for _, run in first], [run for _, run in second], results
+                ),
                 "verdict": verdict(result, comparison.baseline, comparison.arm),
                 "result": result,
             }
 
 
+def _picture(
+    study: Study,
+    comparison: Comparison,
+    levels: Mapping[str, str],
+    first: Sequence[RunFolder],
+    second: Sequence[RunFolder],
+    results: Path,
+) -> str | None:
+    """Draw the best and the worst cases of a comparison, if that is asked for and possible; where, within results."""
+    at_hand = study.data.exists() and all(run.predictions.is_dir() for run in (*first, *second))
+    if comparison.name not in study.pictures or not at_hand:
+        return None
+    figure = extremes_figure(first, second, (comparison.baseline, comparison.arm), open_dataset(study.data))
+    place = "/".join((study.name, "-".join((*levels.values(), comparison.baseline, comparison.arm)) + ".png"))
+    with replacing(results / place) as file:
+        file.write_bytes(compact(figure))
+    return place
+
+
+def _seconds(run: RunFolder) -> float:
+    """What training took, pre-training included."""
+    stages = (run.pretraining.history(), run.history())
+    return sum(max((float(row["seconds"]) for row in rows if "seconds" in row), default=0.0) for rows in stages)
+
+
 def _mean_seconds(runs: Done) -> float:
-    seconds: Sequence[float] = [next(row["seconds"] for row in reversed(run.history()) if "seconds" in row)
-                                for _, run in runs]  # fmt: skip
-    return round(sum(seconds) / len(seconds), 1)
+    return round(fmean(_seconds(run) for _, run in runs), 1)
 
 
 def _rows(evaluations: Mapping[str, Mapping[str, Any]]) -> str:

@@ -15,7 +15,7 @@ from medcontext.method.presets import PRESETS, MethodConfig
 from medcontext.training.config import TrainConfig
 
 KEYS = {"name": True, "about": True, "data": True, "split": True, "settings": False, "factors": True,
-        "comparisons": False}  # fmt: skip
+        "comparisons": False, "pictures": False}  # fmt: skip
 """Key of a study file -> whether it has to be there."""
 
 LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -58,6 +58,7 @@ class Study:
         runs: In the order in which they are worth having: all of the first seed before the second, so that whatever is
             there when a study is stopped is balanced.
         comparisons: Between levels of the factor ``arm``.
+        pictures: Names of the comparisons of which the best and the worst cases are drawn.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Study:
     data: Path
     runs: tuple[PlannedRun, ...]
     comparisons: tuple[Comparison, ...]
+    pictures: tuple[str, ...] = ()
 
 
 def read_study(file: Path, data_root: Path) -> Study:
@@ -84,8 +86,8 @@ def read_study(file: Path, data_root: Path) -> Study:
 
     Args:
         file: YAML with ``name``, ``about``, ``data`` (a folder below ``data_root``), ``split`` (a split file, relative
-            to the study file, else to the data set, which need not be at hand), ``settings``, ``factors`` and
-            ``comparisons``.
+            to the study file, else to the data set, which need not be at hand), ``settings``, ``factors``,
+            ``comparisons``, and ``pictures`` (names of comparisons of which the best and worst cases are drawn).
         data_root: Folder of the data sets.
 
     Raises:
@@ -107,7 +109,8 @@ def read_study(file: Path, data_root: Path) -> Study:
     seeds = list(factors["seed"])
     runs.sort(key=lambda run: seeds.index(run.levels["seed"]))
     comparisons = tuple(_comparison(file, entry, factors["arm"]) for entry in content.get("comparisons") or [])
-    return Study(str(content["name"]), str(content["about"]).strip(), file, data, tuple(runs), comparisons)
+    pictures = _pictures(file, content.get("pictures") or [], {each.name for each in comparisons})
+    return Study(str(content["name"]), str(content["about"]).strip(), file, data, tuple(runs), comparisons, pictures)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -212,6 +215,12 @@ def _comparison(file: Path, entry: Any, arms: Mapping[str, Any]) -> Comparison:
     if not well or any(arm not in arms for arm in entry[:2]):
         raise _wrong(file, f"comparison {entry}", f"[baseline, arm, name] with arms of {', '.join(arms)}")
     return Comparison(*entry)
+
+
+def _pictures(file: Path, given: Any, names: set[str]) -> tuple[str, ...]:
+    if not isinstance(given, list) or not all(name in names for name in given):
+        raise _wrong(file, f"pictures: {given}", f"a list of names of comparisons: {', '.join(sorted(names))}")
+    return tuple(given)
 
 
 def _wrong(file: Path, found: str, expected: str) -> MedContextError:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from medcontext.progress import clock
+from medcontext.studies.convergence import STILL_GAINING, by_arm, in_words
+from medcontext.studies.extremes import RULE
+
+CONVERGENCE = (
+    "The better of student and teacher at each validation, mean over the seeds. An arm is at its end if the best of "
+    f"this in the last quarter of the training is at most {100 * STILL_GAINING:g} Dice points above the best before."
+)
 
 
-def results_page(found: Mapping[str, Any], *, has_figure: bool) -> str:
+def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
     """The page.
 
     Args:
         found: As :func:`medcontext.studies.results.gather` returns it.
-        has_figure: Whether there is a figure of the study's name beside it.
+        figures: Names of the figures beside it.
     """
+    gains, curves = f"{found['study']}.svg", f"{found['study']}-convergence.svg"
     missing = found["missing"]
     parts = [
         f"# {found['study']}",
@@ -27,14 +35,28 @@ def results_page(found: Mapping[str, Any], *, has_figure: bool) -> str:
     if found["comparisons"]:
         parts += ["## Comparisons", _comparisons(found["comparisons"])]
         parts += ["\n".join(map(_in_words, found["comparisons"]))]
-    if has_figure:
-        parts.append(f"![Gain in Dice with 95 % intervals]({found['study']}.svg)")
+    if gains in figures:
+        parts.append(f"![Gain in Dice with 95 % intervals]({gains})")
+    parts += _pictures([each for each in found["comparisons"] if each["picture"]])
     parts += ["## Runs", "Means over seeds, with the lowest and the highest of the seeds.", _arms(found["runs"])]
+    parts += ["## Convergence", CONVERGENCE, "\n".join(f"- {in_words(arm)}" for arm in found["convergence"])]
+    if curves in figures:
+        parts.append(f"![Validation Dice over the steps]({curves})")
     meanings = found["definition"]["comparison"]
     parts += ["## What the numbers mean", "\n".join(f"- {name}: {text}" for name, text in meanings.items())]
     parts.append(f"All scores of all cases: [{found['study']}.csv]({found['study']}.csv); the settings and everything "
                  f"else: [{found['study']}.json]({found['study']}.json).")  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _pictures(drawn: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not drawn:
+        return []
+    parts = ["## Best and worst cases", f"Chosen by rule: {RULE}. The thin white line is the truth's outline."]
+    for each in drawn:
+        title = f"{_cell_name(each)}{each['arm']} against {each['baseline']}"
+        parts += [title, f"![Outlines on the best and the worst cases of {title}]({each['picture']})"]
+    return parts
 
 
 def _in_words(comparison: Mapping[str, Any]) -> str:
@@ -71,19 +93,20 @@ def _comparisons(comparisons: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _arms(runs: Sequence[Mapping[str, Any]]) -> str:
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for run in runs:
-        levels = tuple(level for factor, level in run["levels"].items() if factor != "seed")
-        groups.setdefault(levels, []).append(run)
     rows = []
-    for levels, of_levels in groups.items():
+    for levels, of_levels in by_arm(runs).items():
         first = of_levels[0]
         spread = {key: _spread([run[key] for run in of_levels], form) for key, form in
                   (("dice", ".4f"), ("hd95_mm", ".2f"), ("validation_dice", ".4f"))}  # fmt: skip
         missed = sum(run["missed"] for run in of_levels)
+        cases, steps = str(first["training_cases"]), str(first["steps"])
+        if first["unlabelled_cases"]:
+            cases += f" + {first['unlabelled_cases']} unlabelled"
+        if first["pretrain_steps"]:
+            steps = f"{first['pretrain_steps']} + {steps}"
         rows.append(
             [
-                " / ".join(levels), str(len(of_levels)), str(first["training_cases"]), f"{first['steps']}",
+                " / ".join(level for _, level in levels), str(len(of_levels)), cases, steps,
                 f"{first['learning_rate']:g}", spread["dice"], spread["hd95_mm"], str(missed),
                 spread["validation_dice"], clock(fmean(run["seconds"] for run in of_levels)),
             ]
