@@ -41,6 +41,7 @@ class Reconstruction(MedContext):
         labelled: Sequence[bool] | None = None,
         backward: Callable[..., Any] | None = None,
         diagnose: bool = False,
+        gradients: bool = False,
     ) -> dict[str, Tensor]:
         """One pass.
 
@@ -50,6 +51,7 @@ class Reconstruction(MedContext):
             labelled: Which samples have a label, which decides nothing but the order of masks that processes share.
             backward: Called with the loss.
             diagnose: There is nothing to diagnose.
+            gradients: There is one term.
 
         Returns:
             ``total``: mean over samples of the mean squared error in their hidden voxels.
