@@ -134,7 +134,7 @@ def test_ct_is_clipped_by_the_labelled_voxels_of_the_whole_set():
 
 
 def test_a_protocol_goes_before_the_rules_and_a_setting_before_the_protocol():
-    protocol = {"spacing": [2, 1.5, 1.5], "clip": [50, 90], "evaluate": ["organ"]}
+    protocol = {"spacing": [2, 1.5, 1.5], "clip": [50, 90]}
     report = report_of((200, 200, 60), (0.8, 0.8, 3), modality=("CT",), protocol=protocol)
     plan = make_plan(report)
     assert plan.spacing == (2, 1.5, 1.5)

@@ -252,7 +252,6 @@ def test_synapse_segments_eight_organs_and_counts_the_others_as_background(tmp_p
     }
     assert eight["background_labels"]["esophagus"] == 5
     assert set(eight["background_labels"].values()) == {5, 9, 10, 12, 13}
-    assert set(eight["protocol"]["evaluate"]) == set(eight["labels"]) - {"background"}
     assert eight["protocol"]["spacing"] == [2.0, 1.5, 1.5]
     assert eight["protocol"]["clip"] == [-175, 250]
     assert open_dataset(tmp_path / "eight").labels.declared == frozenset(range(14))
@@ -331,7 +330,8 @@ def test_brats_regions_are_written_with_the_number_that_the_download_uses(tmp_pa
         "enhancing tumor": [3, 4],
     }
     assert content["regions_class_order"] == [2, 1, written]
-    assert [region.name for region in open_dataset(out).labels.regions] == content["protocol"]["evaluate"]
+    regions = ["whole tumor", "tumor core", "enhancing tumor"]
+    assert [region.name for region in open_dataset(out).labels.regions] == regions
 
 
 def test_brats_channels_have_one_order_whatever_their_names(tmp_path):

@@ -22,7 +22,7 @@ class Description:
         name: Of the data set; None where nothing is said.
         modality: Of each channel (``"CT"``, ``"MRI"``, ...); empty where nothing is said.
         labels: None where nothing is said.
-        protocol: What a publication lays down for this data set: ``spacing``, ``clip``, ``evaluate``.
+        protocol: What a publication lays down for this data set: ``spacing``, ``clip``.
     """
 
     name: str | None = None

@@ -66,12 +66,7 @@ def read(folder: Path, files: Sequence[Path]) -> Contents:
         "channel_names": {"0": "MRI"},
         "labels": {"background": 0, "right ventricle": 1, "myocardium": 2, "left ventricle": 3},
     }
-    protocol = {
-        "spacing": [6.35, 1.52, 1.52],
-        "evaluate": ["right ventricle", "myocardium", "left ventricle"],
-        "metrics": ["dice", "hd95"],
-        "few_shot": [len(FEW_SHOT)],
-    }
+    protocol = {"spacing": [6.35, 1.52, 1.52], "few_shot": [len(FEW_SHOT)]}
     return Contents(description, protocol, cases, _splits(cases))
 
 

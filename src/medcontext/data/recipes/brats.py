@@ -150,11 +150,7 @@ def _regions_of_decathlon(contents: Contents) -> Contents:
 
 def _protocol() -> dict[str, Any]:
     """The spacing is the data's own; nnFormer's table I keeps it."""
-    return {
-        "spacing": [1.0, 1.0, 1.0],
-        "evaluate": ["whole tumor", "tumor core", "enhancing tumor"],
-        "metrics": ["dice", "hd95"],
-    }
+    return {"spacing": [1.0, 1.0, 1.0]}
 
 
 def recipes() -> list[Recipe]:

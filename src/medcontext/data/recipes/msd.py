@@ -204,7 +204,7 @@ def read(folder: Path, files: Sequence[Path], *, task: Task) -> Contents:
     whole = {name for names in split["folds"][0].values() for name in names} <= {case.name for case in cases}
     return Contents(
         {"name": str(described.get("name", task.name)), "channel_names": channels, "labels": labels},
-        {"metrics": ["dice", "hd95"]},
+        {},
         cases,
         [split] if whole else [],
     )

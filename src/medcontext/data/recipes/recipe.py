@@ -39,8 +39,8 @@ class Contents:
 
     Attributes:
         description: ``name``, ``channel_names``, ``labels``, ... as in nnU-Net's ``dataset.json``.
-        protocol: What the publications lay down: ``spacing`` (D, H, W) in mm, ``clip`` (low, high), ``evaluate``
-            (names of labels or regions), ``metrics``, ``few_shot`` (numbers of training cases).
+        protocol: What the publications lay down: ``spacing`` (D, H, W) in mm, ``clip`` (low, high),
+            ``few_shot`` (numbers of training cases).
         cases: All of them.
         splits: Published ones, from :func:`published_split`.
     """

@@ -93,13 +93,7 @@ def read(folder: Path, files: Sequence[Path], *, organs: Sequence[str]) -> Conte
         "labels": {"background": 0} | {organ: number for organ, number in numbers.items() if organ in organs},
         "background_labels": {organ: number for organ, number in numbers.items() if organ not in organs},
     }
-    protocol = {
-        "spacing": [2.0, 1.5, 1.5],
-        "clip": [-175, 250],
-        "evaluate": list(organs),
-        "metrics": ["dice", "hd95"],
-        "few_shot": list(FEW_SHOT),
-    }
+    protocol = {"spacing": [2.0, 1.5, 1.5], "clip": [-175, 250], "few_shot": list(FEW_SHOT)}
     cases = [
         ListedCase(f"img{number}", (image,), labels.get(number), patient=f"img{number}")
         for number, image in images.items()
