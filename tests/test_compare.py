@@ -163,6 +163,12 @@ def test_what_cannot_be_compared_is_refused(tmp_path, scores):
     assert "case0" in str(caught.value)
     with pytest.raises(MedContextError, match="in pairs"):
         compare_runs([tmp_path / "a.json"], [])
+    other = evaluation(scores) | {"settings": {"policy": "official", "hd95": "pooled"}}
+    (tmp_path / "official.json").write_text(json.dumps(other))
+    with pytest.raises(MedContextError, match="different rules") as caught:
+        compare(tmp_path / "a.json", tmp_path / "official.json")
+    assert caught.value.found == "policy official, pooled HD95"
+    assert compare(tmp_path / "official.json", tmp_path / "official.json")["dice"]["overall"]["ties"] == 20
     (tmp_path / "c.json").write_text("[1]")
     with pytest.raises(MedContextError, match="holds no scores"):
         compare(tmp_path / "c.json", tmp_path / "a.json")

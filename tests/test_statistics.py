@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from medcontext.evaluation.statistics import bootstrap_interval, holm, paired, rank_biserial, wilcoxon
+from medcontext.evaluation.statistics import (
+    bootstrap_interval,
+    holm,
+    mean_intervals,
+    paired,
+    rank_biserial,
+    wilcoxon,
+)
 
 
 def test_holm_as_computed_by_hand_and_in_any_order():
@@ -67,6 +74,43 @@ def test_one_seed_is_the_ordinary_bootstrap(cases):
     assert high == pytest.approx(reference.confidence_interval.high, abs=0.03 * width)
     assert bootstrap_interval(values, seed=0) == (low, high)
     assert bootstrap_interval(values, seed=1) != (low, high)
+
+
+def test_intervals_of_means_are_the_ordinary_bootstrap_for_each_label():
+    values = np.random.default_rng(0).gamma(2.0, 1.0, (40, 2, 3))
+    values[:, 1, 2] = np.nan
+    values[0, 0, 1] = np.nan
+    of_labels, of_all = mean_intervals(values)
+    assert of_labels.shape == (2, 3, 2)
+    for metric, label in ((0, 0), (0, 1), (1, 1)):
+        expected = bootstrap_interval(values[None, :, metric, label], seed=1)
+        width = expected[1] - expected[0]
+        assert of_labels[metric, label] == pytest.approx(expected, abs=0.03 * width)
+    assert np.isnan(of_labels[1, 2]).all()
+    assert np.isfinite(of_all).all()
+
+
+def test_the_interval_over_labels_resamples_cases_and_not_labels():
+    """Labels that differ by more than cases do must not widen it; a case is drawn with all its labels."""
+    rng = np.random.default_rng(2)
+    values = rng.normal(0, 1, (30, 1)) + np.array([0.0, 10.0, 20.0])
+    values[5:9, 1] = np.nan
+    _, of_all = mean_intervals(values[:, None])
+    drawn = rng.integers(0, 30, (20_000, 30))
+    means = [np.mean(np.nanmean(values[cases], axis=0)) for cases in drawn]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert of_all[0] == pytest.approx((low, high), abs=0.03 * (high - low))
+
+
+def test_one_case_has_no_interval():
+    of_labels, of_all = mean_intervals(np.ones((1, 2, 3)))
+    assert np.isnan(of_labels).all()
+    assert np.isnan(of_all).all()
+    known_once = np.full((5, 1, 2), np.nan)
+    known_once[2] = 1.0
+    of_labels, of_all = mean_intervals(known_once)
+    assert np.isnan(of_labels).all()
+    assert np.isnan(of_all).all()
 
 
 def test_seeds_and_cases_are_resampled_together():

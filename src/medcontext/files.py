@@ -39,6 +39,27 @@ def _umask() -> int:
     return mask
 
 
+def require_writable(*paths: Path | None) -> None:
+    """Find out before hours of work that a file can't be written after them; those that are None are passed over.
+
+    Raises:
+        MedContextError: Such a file is a folder, or nothing can be written beside it.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        found = "it is a folder" if path.is_dir() else None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+        except OSError as error:
+            found = f"{error.strerror or error}: {path.parent}"
+        if found is not None:
+            raise MedContextError(
+                "This file can't be written.", file=path, found=found, remedy="choose another place for it"
+            )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8, all of it or nothing."""
     with replacing(path) as temporary:

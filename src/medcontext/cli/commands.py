@@ -214,29 +214,6 @@ def predict(
     return 1 if failed else 0
 
 
-def evaluate(predictions: Path, labels: Path, json: Path | None = None) -> int:
-    """Score label maps against the truth: Dice, and HD95 in mm.
-
-    Args:
-        predictions: Folder of predicted label maps, or one file.
-        labels: Folder of true label maps of the same names, or one file.
-        json: Write all scores to this file: one row per case and label, and their means.
-    """
-    from medcontext.cli.tables import print_table
-    from medcontext.evaluation.evaluate import evaluate as score
-    from medcontext.evaluation.evaluate import table
-
-    progress = Progress()
-    with progress.task("scoring") as update:
-        result = score(predictions, labels, progress=update)
-    print_table(table(result))
-    if result["unpredicted"]:
-        print(f"{len(result['unpredicted'])} case(s) have a truth but no prediction, and were not scored")
-    if json is not None:
-        write_json(json, result)
-    return 0
-
-
 def report(run: Path, baseline: Path | None = None, device: str = "auto", network: str | None = None) -> int:
     """Write the report page of a run: report.html in its folder. Held-out cases not yet predicted are predicted first.
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from medcontext.errors import MedContextError
 from medcontext.evaluation.evaluate import evaluate
+from medcontext.evaluation.policies import DEFAULT
 from medcontext.evaluation.statistics import DEFINITION, Scores, holm, paired
 from medcontext.files import read_json
 
@@ -35,7 +36,7 @@ def compare(first: Path, second: Path, truth: Path | None = None) -> dict[str, A
         As :func:`compare_evaluations`.
 
     Raises:
-        MedContextError: Nothing to compare there, or no case that both have.
+        MedContextError: Nothing to compare there, no case that both have, or scores by different rules.
     """
     return compare_runs([first], [second], truth)
 
@@ -61,6 +62,14 @@ def compare_runs(first: Sequence[Path], second: Sequence[Path], truth: Path | No
                 found=", ".join(sorted(_cases(of_b))[:3]),
                 expected=f"cases of {a}, such as {', '.join(sorted(_cases(of_a))[:3])}",
                 remedy="compare runs that were tested on the same cases",
+            )
+        if _scored_by(of_a) != _scored_by(of_b):
+            raise MedContextError(
+                "These two were scored by different rules.",
+                file=b,
+                found=_scored_by(of_b),
+                expected=f"{_scored_by(of_a)}, as {a}",
+                remedy="score both alike (medcontext evaluate --policy --hd95)",
             )
     return compare_evaluations([a for a, _ in pairs], [b for _, b in pairs])
 
@@ -184,6 +193,12 @@ def _evaluation(path: Path, truth: Path | None) -> dict[str, Any]:
 
 def _cases(evaluation: Mapping[str, Any]) -> set[str]:
     return {row["case"] for row in evaluation["cases"]}
+
+
+def _scored_by(evaluation: Mapping[str, Any]) -> str:
+    """The rules that Dice and HD95 depend on; results from before there was a choice are by the defaults."""
+    settings = evaluation.get("settings", {"policy": DEFAULT, "hd95": "pooled"})
+    return f"policy {settings['policy']}, {settings['hd95']} HD95"
 
 
 def _scores(

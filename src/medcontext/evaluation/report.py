@@ -12,8 +12,8 @@ from medcontext.data.scan import scan_files
 from medcontext.errors import MedContextError
 from medcontext.evaluation import page
 from medcontext.evaluation.curves import curves_figure
-from medcontext.evaluation.evaluate import mean
 from medcontext.evaluation.pictures import OverlayCase, overlay_figure
+from medcontext.evaluation.summary import mean
 from medcontext.files import write_text
 
 _HD95 = "HD95\N{NO-BREAK SPACE}mm"

@@ -152,6 +152,48 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def mean_intervals(values: Scores, *, seed: int = 0) -> tuple[Scores, Scores]:
+    """Bootstrap intervals of means over cases, and of the means of these over the labels; the cases are resampled.
+
+    Args:
+        values: ``(cases, metrics, labels)``, NaN where there is no value.
+        seed: Of the bootstrap.
+
+    Returns:
+        ``(metrics, labels, 2)`` and ``(metrics, 2)``: ends of the intervals (percentile bootstrap, of the level and
+        number of resamples of this module), NaN where fewer than two cases have a value.
+    """
+    cases = len(values)
+    known = np.isfinite(values)
+    drawn = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), RESAMPLES).astype(np.float64)
+    weights = np.einsum("rc,cml->mlr", drawn, known.astype(np.float64), optimize=True)
+    sums = np.einsum("rc,cml->mlr", drawn, np.nan_to_num(values), optimize=True)
+    means = np.divide(sums, weights, out=np.full_like(sums, np.nan), where=weights > 0)
+    over_labels = _mean_of_known(means, axis=1)
+    of_labels, of_all = _ends(means), _ends(over_labels)
+    of_labels[known.sum(axis=0) < 2] = np.nan
+    of_all[known.any(axis=2).sum(axis=0) < 2] = np.nan
+    return of_labels, of_all
+
+
+def _mean_of_known(values: Scores, axis: int) -> Scores:
+    """Mean over an axis of what is not NaN; NaN where nothing is."""
+    count = np.isfinite(values).sum(axis=axis)
+    means: Scores = np.where(count > 0, np.nansum(values, axis=axis) / np.maximum(1, count), np.nan)
+    return means
+
+
+def _ends(resampled: Scores) -> Scores:
+    """``(..., 2)``: ends of the percentile interval over the last axis, of what is not NaN."""
+    ends = np.full((*resampled.shape[:-1], 2), np.nan)
+    shares = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    for place in np.ndindex(resampled.shape[:-1]):
+        known = resampled[place][np.isfinite(resampled[place])]
+        if known.size:
+            ends[place] = np.quantile(known, shares)
+    return ends
+
+
 def wilcoxon(differences: npt.NDArray[np.float64]) -> float:
     """Two-sided p of the Wilcoxon signed-rank test; zeros by Pratt's rule; 1 where every difference is 0."""
     from scipy.stats import wilcoxon as signed_rank

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from medcontext.data.phantom import make_phantoms
 from medcontext.errors import MedContextError
-from medcontext.evaluation.evaluate import comparison
+from medcontext.evaluation.score_tables import comparison
 from medcontext.files import read_json
 from medcontext.progress import Progress, clock
 from medcontext.studies.holdout import report_runs
