@@ -98,6 +98,14 @@ def test_intervals_are_those_of_the_cases(folders):
     assert mean["ci"]["hd95_mm"] == pytest.approx([0.0, mean["labels"]["1"]["hd95_mm"] * 2])
 
 
+def test_maps_without_any_label_have_no_scores(tmp_path):
+    files = [write(tmp_path / f"{name}.nii.gz", volume()) for name in ("predicted", "truth")]
+    result = evaluate(*files)
+    assert result["cases"] == []
+    assert (result["mean"]["cases"], result["mean"]["dice"], result["mean"]["ci"]["dice"]) == (1, None, None)
+    assert "1 case(s)" in printed(table(result))
+
+
 def test_the_result_is_plain_json(folders, tmp_path):
     result = evaluate(*folders)
     write_json(tmp_path / "scores.json", result)
@@ -399,7 +407,7 @@ def test_the_table_has_a_row_per_label_and_the_mean(folders):
         ["mean", "0.250", "0.92", "0.333", "0.38", "+0.00"],
         ["0.250 0.500", "0.00 1.85", "0.333 0.500"],
     ]
-    assert "2 cases; below a mean its 95 % interval. Policy medcontext: a label in neither map is not counted" in text
+    assert "2 case(s); below a mean its 95 % interval. Policy medcontext: a label in neither map is not counted" in text
     assert "0.750" in printed(table(result), width=80), "nothing is cut on a narrow terminal"
 
 

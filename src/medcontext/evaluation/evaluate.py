@@ -92,7 +92,7 @@ def evaluate(
         for case, each in scored.items()
         for label in numbers
     ]
-    result: dict[str, Any] = {"cases": rows, "mean": summarise(rows, scorer.names)}
+    result: dict[str, Any] = {"cases": rows, "mean": summarise(rows, len(scored), scorer.names)}
     if maps is not None:
         result["calibration"] = calibration.summarise([each.reliability for each in scored.values()], scorer.names)
     return result | {

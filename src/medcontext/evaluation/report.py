@@ -35,7 +35,15 @@ _DIAGNOSTICS = {
 }
 """Key of the training log, or how a family of keys begins -> what it is, in the order of the table."""
 
-_TERMS = {"dice": "Dice", "hd95_mm": "HD95", "empty": "Absent, missed, spurious", "mean": "Means"}
+_TERMS = {
+    "dice": "Dice",
+    "hd95_mm": "HD95",
+    "assd_mm": "ASSD",
+    "nsd": "NSD",
+    "empty": "Absent, missed, spurious",
+    "mean": "Means",
+    "ci": "Intervals",
+}
 
 
 @dataclass(frozen=True)

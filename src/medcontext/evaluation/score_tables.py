@@ -34,7 +34,7 @@ def table(result: Mapping[str, Any]) -> Table:
     """
     made = _table({"": result}, (*_COLUMNS, "scored", "missed", "spurious"), intervals=True)
     made.caption = (
-        f"{result['mean']['cases']} cases; below a mean its 95 % interval. "
+        f"{result['mean']['cases']} case(s); below a mean its 95 % interval. "
         f"Policy {result['settings']['policy']}: {result['definition']['empty']}."
     )
     made.caption_justify = "left"

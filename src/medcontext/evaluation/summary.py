@@ -19,14 +19,14 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(defined) / len(defined) if defined else None
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> dict[str, Any]:
+def summarise(rows: Sequence[Mapping[str, Any]], cases: int, names: Mapping[int, str]) -> dict[str, Any]:
     """Means of the rows of :func:`medcontext.evaluation.evaluate.evaluate`: its ``mean``.
 
     Args:
         rows: One for each case and label, all labels for each case.
+        cases: How many there are.
         names: Label number to name, where it has one.
     """
-    cases = list(dict.fromkeys(row["case"] for row in rows))
     labels = list(dict.fromkeys(row["label"] for row in rows))
     by_label = {label: [row for row in rows if row["label"] == label] for label in labels}
     values = np.array([[[row[metric] for row in of] for of in by_label.values()] for metric in METRICS], dtype=float)
@@ -44,7 +44,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> di
     return {
         **{metric: mean(entry[metric] for entry in entries.values()) for metric in METRICS},
         "ci": _intervals(of_all) if rows else dict.fromkeys(METRICS),
-        "cases": len(cases),
+        "cases": cases,
         "labels": entries,
     }
 
