@@ -11,13 +11,14 @@ from torch import nn
 from medcontext.data.labels import Labels, Region
 from medcontext.data.plan import Normalisation, Plan
 from medcontext.errors import MedContextError
+from medcontext.inference.memory import free_memory
 from medcontext.method.objective import MedContext
 from medcontext.networks.registry import build_network, network_spec
 from medcontext.progress import Progress
 from medcontext.training import estimate as module
 from medcontext.training import setup
 from medcontext.training.config import TrainConfig
-from medcontext.training.estimate import Estimate, estimate, free_memory, step_memory, step_seconds
+from medcontext.training.estimate import Estimate, estimate, step_memory, step_seconds
 from medcontext.training.schedule import make_optimizer
 
 MIB = 2**20

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 import statistics
 import time
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medcontext.data.plan import Plan
+from medcontext.inference.memory import GIB, free_memory
 from medcontext.method.objective import MedContext
 from medcontext.networks.registry import network_spec
 from medcontext.progress import clock
@@ -33,8 +32,6 @@ from medcontext.training.config import TrainConfig
 from medcontext.training.device import autocast
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.validate import membership
-
-GIB = 2.0**30
 
 ENOUGH_SECONDS = 2.0
 """Steps are timed until so much time has passed, after one to warm up."""
@@ -145,15 +142,6 @@ def step_seconds(network: nn.Module, config: TrainConfig, plan: Plan, device: st
     return statistics.median(times)
 
 
-def free_memory(device: str) -> float:
-    """Bytes that a training may take on a device."""
-    if device.startswith("cuda"):
-        return float(torch.cuda.mem_get_info(device)[0])
-    if device == "mps":
-        return float(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    return _free_ram()
-
-
 def gpu_memory_gib(device: str) -> float | None:
     """All memory of a GPU, for the plan; None for a CPU."""
     if device.startswith("cuda"):
@@ -237,16 +225,3 @@ class _Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _leave(self, key: int) -> None:
         self._now -= self._sizes.pop(key)
-
-
-def _free_ram() -> float:
-    """Memory that Linux could give without swapping, within the limit of a container; elsewhere all there is."""
-    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if not meminfo.is_file():
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    kib = next(line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    free = float(kib) * 1024
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        free = min(free, int(limit.read_text()) - used)
-    return max(free, 0.0)

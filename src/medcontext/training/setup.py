@@ -15,6 +15,7 @@ from medcontext.data.dataset import Dataset
 from medcontext.data.plan import Plan, make_plan
 from medcontext.data.plan_file import read_plan, require_plan_fits
 from medcontext.errors import MedContextError
+from medcontext.inference.memory import GIB, free_memory
 from medcontext.method.hiding import Student
 from medcontext.method.masking import draw_mask, mask_grid
 from medcontext.method.pretraining import HIDING
@@ -22,7 +23,7 @@ from medcontext.networks.registry import build_network, network_spec
 from medcontext.progress import Progress
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import bf16_gradients_hold, choose_precision
-from medcontext.training.estimate import GIB, free_memory, gpu_memory_gib, step_memory
+from medcontext.training.estimate import gpu_memory_gib, step_memory
 from medcontext.training.pretraining import of_equal_cost
 from medcontext.training.schedule import SGD_RATE, WEIGHT_DECAY
 

@@ -1,0 +1,32 @@
+"""How much memory a device has to spare."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+GIB = 2.0**30
+
+
+def free_memory(device: str) -> float:
+    """Bytes that may be taken on a device."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.mem_get_info(device)[0])
+    if device.startswith("mps"):
+        return float(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    return _free_ram()
+
+
+def _free_ram() -> float:
+    """Memory that Linux could give without swapping, within the limit of a container; elsewhere all there is."""
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if not meminfo.is_file():
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    kib = next(line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    free = float(kib) * 1024
+    if limit.is_file() and limit.read_text().strip().isdigit():
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        free = min(free, int(limit.read_text()) - used)
+    return max(free, 0.0)
