@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from medcontext.data.geometry import (
     TIE,
-    largest_class,
     reorient,
     reorient_back,
     reoriented_spacing,
@@ -25,7 +24,8 @@ from medcontext.data.labels import Labels
 from medcontext.data.plan import Normalisation, Plan
 from medcontext.data.prepare import prepare_case
 from medcontext.data.scan import LabelMap, Scan
-from medcontext.inference.predictor import to_native
+from medcontext.inference.native import to_native
+from medcontext.inference.sliding import Slab
 from tests.conftest import oriented
 
 CODES = [
@@ -53,6 +53,11 @@ def plan_with(orientation: str, spacing=(1.0, 1.0, 1.0), **changes) -> Plan:
     return dataclasses.replace(plan, **changes)
 
 
+def labels_from(logits: torch.Tensor, plan: Plan, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    whole = Slab(logits, 0, logits.shape[1])
+    return to_native([whole], logits.shape[1:], plan, shape, affine).labels
+
+
 @given(stored=codes, target=codes, seed=st.integers(0, 100))
 def test_reorienting_agrees_with_nibabel_and_can_be_undone(stored, target, seed):
     array = np.random.default_rng(seed).normal(size=(3, 4, 5))
@@ -77,7 +82,7 @@ def test_a_case_goes_to_the_plan_and_back(stored, seed, spacing):
     case = prepare_case(scan, LabelMap("a", array, affine, None), plan)
     assert case.image.shape[1:] == case.label.shape
     logits = torch.nn.functional.one_hot(torch.from_numpy(case.label).long(), 3).movedim(-1, 0).float()
-    back = to_native(logits, plan, array.shape, affine)
+    back = labels_from(logits, plan, array.shape, affine)
     assert back.shape == array.shape
     assert set(np.unique(back)) <= {0, 3, 7}
     for label in (3, 7):
@@ -99,7 +104,7 @@ def test_at_its_own_spacing_a_case_comes_back_exactly():
         plan,
     )
     logits = torch.nn.functional.one_hot(torch.from_numpy(case.label).long(), 3).movedim(-1, 0).float()
-    assert np.array_equal(to_native(logits, plan, array.shape, affine), array)
+    assert np.array_equal(labels_from(logits, plan, array.shape, affine), array)
     for k, value in enumerate((3, 7)):
         assert len(case.places[k]) == (array == value).sum()
         assert (case.label[tuple(case.places[k].T)] == k + 1).all()
@@ -155,8 +160,3 @@ def test_images_are_resampled_as_pytorch_does_in_double_precision(size, seed):
     for target in (size, (6, *size[1:])):
         expected = torch.nn.functional.interpolate(image[None], target, mode="trilinear", align_corners=False)[0]
         assert torch.allclose(resample_image(image.float(), target).double(), expected, atol=1e-5)
-
-
-def test_the_largest_class_wins():
-    scores = torch.randn(5, 4, 3, 6, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(largest_class(scores, (4, 3, 6)), scores.argmax(0))

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -74,7 +73,7 @@ def resample_labels(labels: npt.NDArray[Any], size: Size) -> npt.NDArray[Any]:
     """
     if labels.shape == size:
         return labels
-    axes = [_neighbours(old, new) for old, new in zip(labels.shape, size, strict=True)]
+    axes = [neighbours_along(old, new) for old, new in zip(labels.shape, size, strict=True)]
     lowest = highest = labels
     for axis, (before, after, _) in enumerate(axes):
         lowest = np.minimum(lowest.take(before, axis), lowest.take(after, axis))
@@ -90,7 +89,7 @@ def resample_labels(labels: npt.NDArray[Any], size: Size) -> npt.NDArray[Any]:
 Neighbours = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float32]]
 
 
-def _neighbours(old: int, new: int) -> Neighbours:
+def neighbours_along(old: int, new: int) -> Neighbours:
     """For each of ``new`` voxels along an axis, the old ones before and after it, and how far it is from the first to
     the second. One that lies on an old voxel has it on both sides."""
     place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
@@ -113,17 +112,6 @@ def _winners(labels: npt.NDArray[Any], axes: list[Neighbours], voxels: tuple[Any
     ]
     winners: npt.NDArray[Any] = np.minimum.reduce(candidates)
     return winners
-
-
-def largest_class(scores: Any, size: Size) -> Tensor:
-    """Index of the largest of several score maps ``(D, H, W)`` of this size, taken one at a time: int64."""
-    best = torch.full(size, -torch.inf)
-    winner = torch.zeros(size, dtype=torch.int64)
-    for k, score in enumerate(scores):
-        better = score > best
-        winner[better] = k
-        best = torch.where(better, score, best)
-    return winner
 
 
 def _axes_between(affine: Affine, orientation: str) -> npt.NDArray[Any]:

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from medcontext.data import case_list
 from medcontext.data.dataset import LAYOUTS, by_channel
-from medcontext.data.geometry import Affine, Size, largest_class, reorient, reorient_back, resample_image
-from medcontext.data.plan import Plan
 from medcontext.data.prepare import prepare_image
 from medcontext.data.scan import ENDINGS, Scan, case_name, is_series, read_scan, scan_files, write_labels
 from medcontext.errors import MedContextError
+from medcontext.inference.ensemble import Ensemble, common_plan, mirrored_axes
 from medcontext.inference.model import Model, load_model
-from medcontext.inference.sliding import sliding_logits
+from medcontext.inference.native import NativeMaps, to_native
+from medcontext.inference.sliding import sliding_slabs
 
 
 class Predictor:
-    """A trained model, loaded once, for scans in memory or on disk.
+    """A trained model, or several whose logits are averaged, loaded once, for scans in memory or on disk.
 
     Args:
-        model: From :func:`medcontext.inference.model.load_model`.
+        models: From :func:`medcontext.inference.model.load_model`, one or several of one plan, such as folds.
         device: Such as ``"cpu"`` or ``"cuda"``.
+        mirror: Average over mirrored images, too, along the axes that patches were mirrored along in training.
+
+    Raises:
+        MedContextError: Models of different plans, or mirroring that they were not trained for.
     """
 
-    def __init__(self, model: Model, device: str = "cpu") -> None:
-        self.plan = model.plan
-        self._network = model.network.to(device)
+    def __init__(self, models: Model | Sequence[Model], device: str = "cpu", *, mirror: bool = False) -> None:
+        models = [models] if isinstance(models, Model) else models
+        self.plan = common_plan(models)
+        axes = mirrored_axes(models) if mirror else ()
+        self._network = Ensemble([model.network for model in models], axes).to(device).eval()
         self._device = device
 
     @classmethod
-    def load(cls, path: Path | str, device: str = "cpu") -> Predictor:
-        """From a run folder (its best model) or a model file."""
-        return cls(load_model(Path(path)), device)
+    def load(cls, path: Path | str | Sequence[Path | str], device: str = "cpu", *, mirror: bool = False) -> Predictor:
+        """From a run folder (its best model) or a model file, or from several."""
+        paths = [path] if isinstance(path, Path | str) else path
+        return cls([load_model(Path(each)) for each in paths], device, mirror=mirror)
 
     def __call__(self, array: npt.NDArray[Any], affine: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """Label numbers ``(X, Y, Z)`` for a scan ``(X, Y, Z)`` or ``(C, X, Y, Z)`` with its voxel-to-mm affine."""
@@ -48,32 +54,23 @@ class Predictor:
 
     def labels_of(self, scan: Scan) -> npt.NDArray[np.int32]:
         """Label numbers ``(X, Y, Z)`` in the scan's own grid."""
+        return self.maps_of(scan).labels
+
+    def maps_of(self, scan: Scan, *, outputs: Sequence[int] = (), entropy: bool = False) -> NativeMaps:
+        """Labels and what else is asked for, as of :func:`medcontext.inference.native.to_native`.
+
+        Raises:
+            MedContextError: The scan doesn't fit the plan or the memory, or the network gives no numbers for it.
+        """
         image = torch.from_numpy(prepare_image(scan, self.plan)).to(self._device)
-        logits = sliding_logits(self._network, image, self.plan.patch, self.plan.normalisation.outside).cpu()
-        return to_native(logits, self.plan, scan.array.shape[1:], scan.affine)
-
-
-def to_native(logits: Tensor, plan: Plan, shape: tuple[int, ...], affine: Affine) -> npt.NDArray[np.int32]:
-    """Label numbers in a scan's own grid from logits in the plan's.
-
-    The logits are resampled, not the labels, one class at a time, so that memory does not grow with the classes.
-
-    Args:
-        logits: ``(K, D, H, W)``, of the classes or of the regions.
-        plan: That the scan was prepared by.
-        shape: (X, Y, Z) of the scan.
-        affine: Of the scan.
-    """
-    d, h, w = reorient(np.empty(shape, dtype=np.uint8), affine, plan.orientation).shape
-    size: Size = (d, h, w)
-    scores = (resample_image(score[None], size)[0] for score in logits)
-    if plan.labels.regions:
-        numbers = np.zeros(size, dtype=np.int32)
-        for region, score in zip(plan.labels.regions, scores, strict=True):
-            numbers[score.numpy() > 0] = region.written
-    else:
-        numbers = plan.labels.to_numbers(largest_class(scores, size).numpy())
-    return np.ascontiguousarray(reorient_back(numbers, affine, plan.orientation))
+        d, h, w = image.shape[1:]
+        slabs = sliding_slabs(self._network, image, self.plan.patch, self.plan.normalisation.outside)
+        shape, affine = scan.array.shape[1:], scan.affine
+        try:
+            return to_native(slabs, (d, h, w), self.plan, shape, affine, outputs=outputs, entropy=entropy)
+        except MedContextError as error:
+            error.file = str(scan.path)
+            raise
 
 
 def find_scans(path: Path, channels: int = 1) -> dict[str, tuple[Path, ...]]:

@@ -246,6 +246,7 @@ def _build(
         "network": config.network,
         "settings": config.network_settings,
         "preset": config.preset,
+        "mirror_axes": list(config.augment.mirror_axes),
         "parameters": sum(p.numel() for p in network.parameters()),
     }
     where = device if fabric.world_size == 1 else f"{fabric.world_size} x {fabric.device.type}"
