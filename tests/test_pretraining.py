@@ -40,37 +40,38 @@ def trained(tiny, settings, tmp_path_factory) -> RunFolder:
 
 
 class Paints(nn.Module):
-    """Gives what it is told, whatever it sees, and remembers what it saw."""
+    """Gives what it is told at two resolutions, whatever it sees, and remembers what it saw."""
 
-    def __init__(self, painting: torch.Tensor) -> None:
+    def __init__(self, *paintings: torch.Tensor) -> None:
         super().__init__()
-        self.painting = nn.Parameter(painting)
+        self.paintings = nn.ParameterList(paintings)
 
     def forward(self, image):
         self.seen = image.detach()
-        return [self.painting, self.painting[..., ::2, ::2, ::2]]
+        return list(self.paintings)
 
 
 def test_the_error_is_that_of_the_hidden_voxels_alone():
     generator = torch.Generator().manual_seed(0)
-    image = torch.randn(3, 2, 8, 9, 8, generator=generator)
-    network = Paints(torch.randn(3, 4, 8, 9, 8, generator=generator))
+    image = torch.randn(3, 2, 8, 8, 8, generator=generator)
+    network = Paints(*(torch.randn(3, 4, size, size, size, generator=generator) for size in (8, 4)))
     config = MethodConfig(mask_patch=(4, 4, 4), ratio=(0.2, 0.9))
     method = Reconstruction(network, config, total_steps=2, channels=2, generator=torch.Generator().manual_seed(5))
     again = Reconstruction(network, config, total_steps=2, channels=2, generator=torch.Generator().manual_seed(5))
-    hidden = mask_to_voxels(again.draw_mask(image), (4, 4, 4), (8, 9, 8))[:, 0].numpy()
+    hidden = mask_to_voxels(again.draw_mask(image), (4, 4, 4), (8, 8, 8))[:, 0].numpy()
     loss = method(image)["total"]
     loss.backward()
     errors = []
-    for painted, true, where in zip(
-        network.painting.detach().double().numpy(), image.double().numpy(), hidden, strict=True
-    ):
-        errors.append(np.mean([(painted[c][where] - true[c][where]) ** 2 for c in range(2)]))
-    assert loss.item() == pytest.approx(np.mean(errors), rel=1e-5)
+    for painting, every in zip(network.paintings, (slice(None), slice(1, None, 2)), strict=True):
+        where, true = (array[..., every, every, every] for array in (hidden, image.double().numpy()))
+        painted = painting.detach().double().numpy()
+        each = [np.mean([(painted[b, c] - true[b, c])[where[b]] ** 2 for c in range(2)]) for b in range(3)]
+        errors.append(np.mean(each))
+    assert loss.item() == pytest.approx((errors[0] + 0.5 * errors[1]) / 1.5, rel=1e-5)
     seen = torch.from_numpy(hidden)[:, None].expand_as(image)
     assert torch.equal(network.seen[~seen], image[~seen])
     assert not (network.seen[seen] == image[seen]).any()
-    gradient = network.painting.grad
+    gradient = network.paintings[0].grad
     assert torch.equal(gradient[:, :2] != 0, seen)
     assert not gradient[:, 2:].any()
     assert method.teacher is None

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from medcontext.losses.dice_ce import by_halves, nearest
 from medcontext.method.masking import mask_to_voxels, volume_size
 from medcontext.method.objective import MedContext
 from medcontext.method.presets import MethodConfig
@@ -54,16 +55,25 @@ class Reconstruction(MedContext):
             gradients: There is one term.
 
         Returns:
-            ``total``: mean over samples of the mean squared error in their hidden voxels.
+            ``total``: mean over samples of the mean squared error in their hidden voxels; over heads as in deep
+            supervision.
         """
         known = None if labelled is None else sum(labelled)
         mask, noise = self.draw_mask(image, known), self._draw_noise(image, known)
         outputs = self.student(image, mask, noise)
-        painted = (outputs if isinstance(outputs, Tensor) else outputs[0])[:, : image.shape[1]]
-        hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(image)).expand_as(image)
-        squares = hidden * (painted.float() - image.float()) ** 2
-        loss = (squares.flatten(1).sum(1) / hidden.flatten(1).sum(1)).mean()
+        hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(image))
+        heads = [outputs] if isinstance(outputs, Tensor) else outputs
+        loss = by_halves([_error(head, image, hidden) for head in heads])
         if backward is None:
             return {"total": loss}
         backward(loss)
         return {"total": loss.detach()}
+
+
+def _error(painted: Tensor, image: Tensor, hidden: Tensor) -> Tensor:
+    """Of one head, which may be of lower resolution than the image, and have more channels."""
+    size = painted.shape[2:]
+    true = nearest(image.float(), size)
+    where = nearest(hidden, size).expand_as(true)
+    squares = where * (painted[:, : image.shape[1]].float() - true) ** 2
+    return (squares.flatten(1).sum(1) / where.flatten(1).sum(1).clamp_min(1)).mean()
