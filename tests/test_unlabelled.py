@@ -17,7 +17,8 @@ import torch
 from lightning_fabric import Fabric
 
 from medcontext.data.augment_config import AugmentConfig
-from medcontext.data.cache import prepare_all
+from medcontext.data.cache import cache_key, prepare_all
+from medcontext.data.case import UnlabelledCase
 from medcontext.data.check import check_dataset
 from medcontext.data.dataset import open_dataset
 from medcontext.data.plan import make_plan
@@ -135,6 +136,8 @@ def test_a_case_is_prepared_without_reading_its_label(tiny, prepared, tmp_path):
     whole = open_dataset(tiny).cases[name]
     (other,) = prepare_all([whole], plan, tmp_path / "cache").values()
     assert other != folder
+    as_a_channel = UnlabelledCase(name, (*whole.images, whole.label), name)
+    assert cache_key(as_a_channel, plan) != cache_key(whole, plan)
     (other / "label.b2nd").unlink()
     with pytest.raises(MedContextError, match="damaged"):
         read_prepared(other)
