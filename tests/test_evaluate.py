@@ -358,11 +358,11 @@ def test_numbers_of_atlases_are_scored_like_any(tmp_path):
     files = []
     for name, place in (("truth", (1, 1, 1)), ("predicted", (1, 2, 1))):
         array = np.zeros((6, 4, 4), np.int32)
-        array[place], array[5, 3, 3] = 1_000_000, -3
+        array[place], array[5, 3, 3] = 2_000_000_000, -3
         nib.save(nib.Nifti1Image(array, AFFINE), tmp_path / f"{name}.nii.gz")
         files.append(tmp_path / f"{name}.nii.gz")
     rows = {row["label"]: (row["dice"], row["hd95_mm"]) for row in evaluate(*files)["cases"]}
-    assert rows == {-3: (1.0, 0.0), 1_000_000: (0.0, 2.0)}
+    assert rows == {-3: (1.0, 0.0), 2_000_000_000: (0.0, 2.0)}
 
 
 @settings(deadline=None, max_examples=25)
