@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from medcontext.data.check import check_dataset
 from medcontext.data.dataset import open_dataset
-from medcontext.data.formats import write_by_itk
 from medcontext.data.scan import AFFINE_TOLERANCE, read_labels, read_scan, voxels_apart
 from tests.conftest import make_tiny, write_nifti
+from tests.test_formats import itk_image, write_itk
 
 CASES = tuple(f"case_{k:02d}" for k in range(3))
 UNREADABLE = ("truncated",)
@@ -194,7 +194,7 @@ def one_format(request, good, tmp_path_factory):
             if ".nii" in request.param:
                 nib.save(image, target)
             else:
-                write_by_itk(target, np.asarray(image.dataobj), image.affine)
+                write_itk(target, itk_image(np.asarray(image.dataobj), image.affine))
     assert not check_dataset(open_dataset(root)).findings
     return root
 

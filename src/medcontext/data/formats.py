@@ -47,12 +47,15 @@ NRRD_DOMAINS = ("domain", "space", "time", "???")
 """Kinds of NRRD axes that lie in space for ITK; the others (vector, list, ...) hold channels."""
 
 
+Numbers = npt.NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class Volume:
     """What a file holds: ``array`` ``(X, Y, Z)`` or ``(X, Y, Z, C)`` as stored, ``affine`` to RAS+ mm, NIfTI header."""
 
     array: npt.NDArray[Any]
-    affine: npt.NDArray[np.float64]
+    affine: Numbers
     header: Any = None
 
 
@@ -85,7 +88,7 @@ def read_nrrd(path: Path) -> Volume:
     import SimpleITK as sitk  # noqa: N813
     from isal import igzip
 
-    fields, start = _fields(path, ":", last="\n")
+    fields, start = text_fields(path, ":", last="\n")
     if "color" in fields.get("kinds", "") or fields.get("byte skip", "0") != "0" or fields.get("line skip", "0") != "0":
         raise _unsupported(path, "colours, or a data file with bytes to skip", "numbers alone")
     encoding = fields.get("encoding", "none").lower()
@@ -128,9 +131,8 @@ def read_metaimage(path: Path) -> Volume:
     """
     from isal import isal_zlib
 
-    fields, start = _fields(path, "=", last="elementdatafile")
+    fields, start = text_fields(path, "=", last="elementdatafile")
     shape = tuple(int(length) for length in fields["dimsize"].split())
-    n = len(shape)
     if fields["elementtype"] not in METAIMAGE_TYPES or fields.get("binarydata", "True").lower() != "true":
         raise _unsupported(path, f"elements {fields['elementtype']}, or text", "binary numbers")
     big = fields.get("elementbyteordermsb", fields.get("binarydatabyteordermsb", "False")).lower() == "true"
@@ -152,41 +154,16 @@ def read_metaimage(path: Path) -> Volume:
     array: npt.NDArray[Any] = np.ndarray(stored, dtype, data, order="F")
     if channels > 1:
         array = np.moveaxis(array, 0, -1)
+    direction, spacing, origin = metaimage_place(fields)
+    return Volume(array, _affine(direction * spacing, origin))
+
+
+def metaimage_place(fields: Mapping[str, str]) -> tuple[Numbers, Numbers, Numbers]:
+    """Direction (its columns are the axes), spacing and origin in LPS mm, as a MetaImage's header gives them."""
+    n = len(fields["dimsize"].split())
     matrix = _numbers(fields, ("transformmatrix", "rotation", "orientation"), n * n, np.eye(n)).reshape(n, n)
     spacing = _numbers(fields, ("elementspacing", "elementsize"), n, np.ones(n))
-    origin = _numbers(fields, ("offset", "position", "origin"), n, np.zeros(n))
-    return Volume(array, _affine(matrix.T * spacing, origin))
-
-
-def write_nifti(path: Path, array: npt.NDArray[Any], affine: npt.NDArray[np.float64], header: Any) -> None:
-    """Write ``(X, Y, Z)`` as NIfTI with the codes and units of ``header``; where that is None, in scanner space, mm."""
-    import nibabel as nib
-
-    if header is None:
-        header = nib.Nifti1Header()
-        header.set_sform(affine, 1)
-        header.set_qform(affine, 1)
-        header.set_xyzt_units("mm")
-    else:
-        header = header.copy()
-    header.set_data_shape(array.shape)
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0
-    header.set_data_dtype(array.dtype)
-    nib.save(nib.Nifti1Image(array, affine, header), path)
-
-
-def write_by_itk(path: Path, array: npt.NDArray[Any], affine: npt.NDArray[np.float64]) -> None:
-    """Write ``(X, Y, Z)`` as the NRRD or MetaImage that ``path`` says, compressed."""
-    import SimpleITK as sitk  # noqa: N813
-
-    lps = LPS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
-    image.SetSpacing(spacing.tolist())
-    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    return matrix.T, spacing, _numbers(fields, ("offset", "position", "origin"), n, np.zeros(n))
 
 
 def _size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
@@ -218,7 +195,7 @@ def _require_length(path: Path, found: int, declared: int, whole: bool = True) -
         )
 
 
-def _fields(path: Path, sign: str, last: str) -> tuple[dict[str, str], int]:
+def text_fields(path: Path, sign: str, last: str) -> tuple[dict[str, str], int]:
     """The fields of a text header, one ``name<sign> value`` a line, names in small letters; and where the header ends:
     behind the line that begins with ``last``, or behind an empty one.
     """
@@ -233,9 +210,7 @@ def _fields(path: Path, sign: str, last: str) -> tuple[dict[str, str], int]:
         return fields, file.tell()
 
 
-def _numbers(
-    fields: Mapping[str, str], names: tuple[str, ...], count: int, default: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _numbers(fields: Mapping[str, str], names: tuple[str, ...], count: int, default: Numbers) -> Numbers:
     """The numbers of the first of these fields that is there."""
     for name in names:
         if name in fields:
@@ -259,7 +234,7 @@ def _beside(path: Path, name: str) -> Path:
     return path.parent / name
 
 
-def _affine(axes: npt.NDArray[np.float64], origin: Any) -> npt.NDArray[np.float64]:
+def _affine(axes: Numbers, origin: Any) -> Numbers:
     """Voxel index to RAS+ mm, from axes (columns, mm per voxel) and origin in LPS; a fourth axis holds channels."""
     n = min(3, len(axes))
     affine = np.eye(4)

@@ -11,13 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from medcontext.data.dicom import read_series, slice_files
-from medcontext.data.formats import Volume, read_metaimage, read_nifti, read_nrrd, write_by_itk, write_nifti
+from medcontext.data.formats import Volume, read_metaimage, read_nifti, read_nrrd
+from medcontext.data.labels import Labels
+from medcontext.data.writing import write_metaimage, write_nifti, write_nrrd
 from medcontext.errors import MedContextError
 from medcontext.files import replacing
 
 READERS = {
     ".nii.gz": read_nifti,
     ".nii": read_nifti,
+    ".seg.nrrd": read_nrrd,
     ".nrrd": read_nrrd,
     ".nhdr": read_nrrd,
     ".mha": read_metaimage,
@@ -27,8 +30,8 @@ READERS = {
 ENDINGS = tuple(READERS)
 """File endings that can be read; beside them, a folder of DICOM slices is a scan."""
 
-WRITTEN = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""File endings of label maps that can be written."""
+WRITTEN = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha")
+"""File endings of label maps that can be written; with the first kind of NRRD, 3D Slicer shows names and colours."""
 
 AFFINE_TOLERANCE = 0.02
 """Grids that belong together may lie this share of a voxel apart, which header rounding explains; more is an error."""
@@ -169,10 +172,17 @@ def read_labels(path: Path) -> LabelMap:
     return LabelMap(path, array.astype(np.int32), volume.affine, volume.header)
 
 
-def write_labels(path: Path, array: npt.NDArray[Any], like: Scan | LabelMap) -> None:
+def write_labels(path: Path, array: npt.NDArray[Any], like: Scan | LabelMap, labels: Labels | None = None) -> None:
     """Write ``array`` ``(X, Y, Z)`` as a label map in the place of ``like``, in the format that ``path`` says.
 
-    NIfTI keeps codes and units of the NIfTI file that ``like`` was read from.
+    NIfTI keeps codes and units of the NIfTI file that ``like`` was read from; NRRD and MetaImage lie for ITK where the
+    file of ``like`` does, bit by bit (of another format, in NRRD, to the last bit but one).
+
+    Args:
+        path: File to write.
+        array: Label numbers.
+        like: The scan.
+        labels: What the numbers mean, for formats that can say so (``.seg.nrrd``).
 
     Raises:
         MedContextError: A format that can't be written.
@@ -184,8 +194,10 @@ def write_labels(path: Path, array: npt.NDArray[Any], like: Scan | LabelMap) -> 
     with replacing(path) as temporary:
         if ending in (".nii.gz", ".nii"):
             write_nifti(temporary, stored, like.affine, like.header)
+        elif ending == ".mha":
+            write_metaimage(temporary, stored, like.affine, like.path)
         else:
-            write_by_itk(temporary, stored, like.affine)
+            write_nrrd(temporary, stored, like.affine, like.path, labels if ending == ".seg.nrrd" else None)
 
 
 def _ending(path: Path, endings: tuple[str, ...] = ENDINGS) -> str:
