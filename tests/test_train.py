@@ -22,7 +22,9 @@ from medcontext.data.dataset import open_dataset
 from medcontext.data.scan import read_labels, read_scan
 from medcontext.errors import MedContextError
 from medcontext.inference.model import load_model, load_tensors, save_tensors
-from medcontext.inference.predictor import Predictor, find_scans, predict_files
+from medcontext.inference.predict import predict_files
+from medcontext.inference.predictor import Predictor
+from medcontext.inference.scans import find_scans
 from medcontext.method.presets import PRESETS
 from medcontext.networks.registry import network_spec
 from medcontext.training import loop
@@ -249,7 +251,7 @@ def test_predictions_have_the_shape_affine_and_labels_of_their_scan(trained, tin
     predictor = Predictor.load(trained.path)
     scans = find_scans(tiny)
     assert len(scans) == 8
-    assert not predict_files(predictor, scans, tmp_path / "out")
+    assert not predict_files(predictor, scans, tmp_path / "out").failed
     for name, (path,) in scans.items():
         scan, labels = read_scan(path), read_labels(tmp_path / "out" / f"{name}.nii.gz")
         assert labels.array.shape == scan.array.shape[1:]
@@ -263,7 +265,7 @@ def test_one_bad_scan_does_not_stop_the_others(trained, tiny, tmp_path):
     (folder / "case_00.nii.gz").write_bytes(b"broken")
     write_nifti(folder / "case_01.nii.gz", np.ones((9, 9, 9, 3), np.float32), np.eye(4))
     write_nifti(folder / "tiny.nii.gz", np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32), np.eye(4))
-    failed = predict_files(Predictor.load(trained.path), find_scans(folder), tmp_path / "out")
+    failed = predict_files(Predictor.load(trained.path), find_scans(folder), tmp_path / "out").failed
     assert sorted(failed) == ["case_00", "case_01"]
     written = sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
     assert written == [f"case_0{k}.nii.gz" for k in range(2, 8)] + ["tiny.nii.gz"]
@@ -310,7 +312,7 @@ def test_predictions_never_write_over_scans_or_a_truth(trained, own_tiny):
             predict_files(predictor, scans, own_tiny / folder)
         assert before == {path: path.read_bytes() for path in (own_tiny / folder).iterdir()}
     for _ in range(2):
-        assert not predict_files(predictor, scans, own_tiny / "out")
+        assert not predict_files(predictor, scans, own_tiny / "out").failed
 
 
 def test_other_scans_under_the_same_names_are_not_resumed_on(own_tiny, settings, tmp_path):

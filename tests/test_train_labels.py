@@ -17,7 +17,9 @@ from medcontext.data.scan import read_labels
 from medcontext.data.split import Split
 from medcontext.data.split_file import SplitFile, write_split_file
 from medcontext.errors import MedContextError
-from medcontext.inference.predictor import Predictor, find_scans, predict_files
+from medcontext.inference.predict import predict_files
+from medcontext.inference.predictor import Predictor
+from medcontext.inference.scans import find_scans
 from medcontext.progress import Progress
 from medcontext.studies.holdout import score_held_out
 from medcontext.training.config import TrainConfig
@@ -64,7 +66,7 @@ def test_voxels_that_nobody_labelled_teach_nothing(tmp_path, settings):
     run = RunFolder(train(data, tmp_path / "run", dataclasses.replace(settings, max_steps=60)))
     assert run.read_plan().labels.ignore == 7
     scans = find_scans(data)
-    assert not predict_files(Predictor.load(run.path), scans, tmp_path / "out")
+    assert not predict_files(Predictor.load(run.path), scans, tmp_path / "out").failed
     for name in scans:
         assert 7 not in read_labels(tmp_path / "out" / f"{name}.nii.gz").array
     result = score_held_out(run, open_dataset(data), device="cpu", progress=Progress(quiet=True))
@@ -82,7 +84,7 @@ def test_one_file_per_channel_is_trained_and_predicted(tmp_path, settings):
     assert predictor.plan.channels == 2
     scans = find_scans(data / "imagesTr", predictor.plan.channels)
     assert set(scans) == set(open_dataset(data).cases)
-    assert not predict_files(predictor, scans, tmp_path / "out")
+    assert not predict_files(predictor, scans, tmp_path / "out").failed
 
 
 def test_a_fold_of_a_split_file_and_few_of_its_cases(tiny, tmp_path, settings):

@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
         commands.plan,
         commands.split,
         commands.predict,
+        commands.tune,
         score_commands.evaluate,
         commands.report,
         commands.compare,

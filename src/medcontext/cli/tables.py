@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,9 @@ from medcontext.data.findings import Finding
 from medcontext.data.fingerprint import Fingerprint
 from medcontext.data.plan import Plan
 from medcontext.data.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    from medcontext.studies.tune import Tried
 
 
 def print_table(table: Table) -> None:
@@ -78,6 +81,26 @@ def recipes_table(recipes: Iterable[Recipe]) -> Table:
         table.add_column(column, overflow="fold")
     for recipe in recipes:
         table.add_row(recipe.name, recipe.title, recipe.licence, "yes" if recipe.download else "needs a registration")
+    return table
+
+
+def postprocessing_table(tried: Iterable[Tried]) -> Table:
+    """One row per way of post-processing that was tried."""
+    table = Table(title="Dice on the validation cases")
+    for column in ("structure", "what", "without", "with", "gain (95 % interval)", "better / worse", "taken"):
+        table.add_column(column)
+    for each in tried:
+        scores = each.scores
+        interval = "" if scores.interval is None else f" ({scores.interval[0]:+.4f} to {scores.interval[1]:+.4f})"
+        table.add_row(
+            each.name,
+            str(each.rule),
+            f"{scores.first:.4f}",
+            f"{scores.second:.4f}",
+            f"{scores.difference:+.4f}{interval}",
+            f"{scores.wins} / {scores.losses} of {scores.cases}",
+            "yes" if each.taken else "-",
+        )
     return table
 
 

@@ -65,7 +65,7 @@ def read(file: Path) -> Listed:
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, text in enumerate(_text(file).splitlines(), start=1):
+    for line, text in enumerate(read_text(file).splitlines(), start=1):
         if not text.strip():
             continue
         try:
@@ -78,7 +78,7 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(_text(file).splitlines())
+    reader = csv.DictReader(read_text(file).splitlines())
     columns = list(reader.fieldnames or [])
     images = [name for name in columns if name == "image" or name.startswith("image_")]
     unknown = set(columns) - set(images) - set(KEYS)
@@ -92,15 +92,18 @@ def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield reader.line_num, row | {"images": [row[name] for name in images]}
 
 
-def _text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A list's text.
+
+    Raises:
+        MedContextError: No such file, or not UTF-8.
+    """
     if not file.is_file():
-        raise MedContextError("There is no such case list.", file=file, remedy="check the path")
+        raise MedContextError("There is no such list.", file=file, remedy="check the path")
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise MedContextError(
-            "This case list is not text.", file=file, found=str(error), expected=f"UTF-8, as {' or '.join(NAMES)}"
-        ) from None
+        raise MedContextError("This list is not text.", file=file, found=str(error), expected="UTF-8") from None
 
 
 def _wrong(file: Path, line: int, found: str, expected: str) -> MedContextError:

@@ -71,7 +71,7 @@ def read_series(folder: Path) -> Volume:
     Raises:
         MedContextError: No series or several, a slice that can't be read or is missing, or an uneven stack.
     """
-    slices = _in_order(folder, [_header(file) for file in sorted(slice_files(folder))])
+    slices = ordered_slices(folder)
     first, last = slices[0], slices[-1]
     array = np.empty((*first.size, len(slices)), dtype=np.float32, order="F")
     _fill(array, slices)
@@ -80,6 +80,15 @@ def read_series(folder: Path) -> Volume:
     affine[:3, 2] = (last.position - first.position) / (len(slices) - 1)
     affine[:3, 3] = first.position
     return Volume(array, LPS @ affine)
+
+
+def ordered_slices(folder: Path) -> list[Slice]:
+    """The slices of the one series in ``folder``, from first to last.
+
+    Raises:
+        MedContextError: As :func:`read_series`.
+    """
+    return _in_order(folder, [_header(file) for file in sorted(slice_files(folder))])
 
 
 def slice_files(folder: Path) -> Iterator[Path]:
@@ -94,7 +103,7 @@ def slice_files(folder: Path) -> Iterator[Path]:
                     yield file
 
 
-def _dataset(file: Path, with_pixels: bool) -> Dataset:
+def read_slice(file: Path, with_pixels: bool) -> Dataset:
     """One parsed file, from memory: pydicom asks for as many bytes as a damaged length field says."""
     import pydicom
 
@@ -105,7 +114,7 @@ def _dataset(file: Path, with_pixels: bool) -> Dataset:
 
 
 def _header(file: Path) -> Slice:
-    dataset = _dataset(file, with_pixels=False)
+    dataset = read_slice(file, with_pixels=False)
     try:
         if dataset.BitsAllocated not in (8, 16, 32):
             raise ValueError(f"{dataset.BitsAllocated} bits allocated; 8, 16 or 32 are needed")
@@ -237,7 +246,7 @@ def _fill(array: npt.NDArray[np.float32], slices: Sequence[Slice]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         unpacked = _decompressed(Path(scratch), slices)
         for index, each in enumerate(slices):
-            dataset = _dataset(each.file, with_pixels=True)
+            dataset = read_slice(each.file, with_pixels=True)
             try:
                 stored = np.load(unpacked[each.file]) if each.file in unpacked else dataset.pixel_array
                 array[..., index] = np.reshape(apply_modality_lut(stored, dataset), each.size[::-1]).T
@@ -257,7 +266,7 @@ def _decompressed(scratch: Path, slices: Sequence[Slice]) -> dict[Path, Path]:
     for index, each in enumerate(slices):
         if not each.packed:
             continue
-        dataset = _dataset(each.file, with_pixels=True)
+        dataset = read_slice(each.file, with_pixels=True)
         try:
             bare = pydicom.Dataset()
             for name in OF_PIXELS:

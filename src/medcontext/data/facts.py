@@ -103,7 +103,7 @@ def gather_facts(scan: Scan, labels: LabelMap | None, counts: Mapping[int, int],
         channels=len(scan.array),
         voxels=voxels,
         foreground=_sample(scan, labels, list(voxels)),
-        intensities=tuple(_intensities(channel) for channel in scan.array),
+        intensities=tuple(intensity_range(channel) for channel in scan.array),
         ignored=0 if declared is None or declared.ignore is None else counts.get(declared.ignore, 0),
         filled=_filled(scan.array),
     )
@@ -155,8 +155,11 @@ def _sample(scan: Scan, labels: LabelMap | None, numbers: list[int]) -> npt.NDAr
     return np.stack([channel[voxels] for channel in scan.array], axis=1)
 
 
-def _intensities(channel: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
-    """The sample is drawn by a fixed seed; a stride would favour some rows of the scan."""
+def intensity_range(channel: npt.NDArray[np.float32]) -> tuple[float, float, float, float]:
+    """Minimum, 0.5 and 99.5 percentiles, maximum of finite values.
+
+    The sample is drawn by a fixed seed; a stride would favour some rows of the scan.
+    """
     values = channel.ravel(order="K")
     sample = values
     if len(values) > PERCENTILE_VOXELS:

@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
-from medcontext.data import case_list
-from medcontext.data.dataset import LAYOUTS, by_channel
+from medcontext.data.geometry import Affine, Size, largest_class, reorient, reorient_back, resample_image
+from medcontext.data.plan import Plan
 from medcontext.data.prepare import prepare_image
-from medcontext.data.scan import ENDINGS, Scan, case_name, is_series, read_scan, scan_files, write_labels
+from medcontext.data.scan import Scan, read_scan
 from medcontext.errors import MedContextError
-from medcontext.inference.ensemble import Ensemble, common_plan, mirrored_axes
+from medcontext.inference.ahead import one_ahead
 from medcontext.inference.model import Model, load_model
-from medcontext.inference.native import NativeMaps, to_native
-from medcontext.inference.sliding import sliding_slabs
+from medcontext.inference.models import model_files
+from medcontext.inference.postprocess import postprocess, shared_rules, voxel_ml
+from medcontext.inference.scans import Scans
+from medcontext.inference.sliding import sliding_logits
+from medcontext.inference.unlike import remarks, require_memory
+
+
+class Prediction(NamedTuple):
+    """What came of a scan.
+
+    Attributes:
+        name: Of the case.
+        labels: ``(X, Y, Z)`` label numbers.
+        scan: As it was read.
+        remarks: Why the labels may be worth little; mostly nothing.
+    """
+
+    name: str
+    labels: npt.NDArray[np.int32]
+    scan: Scan
+    remarks: tuple[MedContextError, ...]
 
 
 class Predictor:
-    """A trained model, or several whose logits are averaged, loaded once, for scans in memory or on disk.
+    """A trained model, loaded once, for scans in memory or on disk.
 
     Args:
-        models: From :func:`medcontext.inference.model.load_model`, one or several of one plan, such as folds.
+        model: From :func:`medcontext.inference.model.load_model`.
         device: Such as ``"cpu"`` or ``"cuda"``.
-        mirror: Average over mirrored images, too, along the axes that patches were mirrored along in training.
+        postprocess: Whether the post-processing that was chosen for the model is done.
 
-    Raises:
-        MedContextError: Models of different plans, or mirroring that they were not trained for.
+    Attributes:
+        files: The model's.
+        options: All that decides, beside the model, what is predicted: plain values.
     """
 
-    def __init__(self, models: Model | Sequence[Model], device: str = "cpu", *, mirror: bool = False) -> None:
-        models = [models] if isinstance(models, Model) else models
-        self.plan = common_plan(models)
-        axes = mirrored_axes(models) if mirror else ()
-        self._network = Ensemble([model.network for model in models], axes).to(device).eval()
+    def __init__(self, model: Model, device: str = "cpu", *, postprocess: bool = True) -> None:
+        self.plan = model.plan
+        self.about = model.about
+        self.rules = shared_rules([model.about]) if postprocess else ()
+        self.files: tuple[Path, ...] = ()
+        self.options: dict[str, Any] = {"postprocessing": [rule.to_dict() for rule in self.rules]}
+        self._network = model.network.to(device)
         self._device = device
 
     @classmethod
-    def load(cls, path: Path | str | Sequence[Path | str], device: str = "cpu", *, mirror: bool = False) -> Predictor:
-        """From a run folder (its best model) or a model file, or from several."""
-        paths = [path] if isinstance(path, Path | str) else path
-        return cls([load_model(Path(each)) for each in paths], device, mirror=mirror)
+    def load(
+        cls, path: Path | str | Sequence[Path | str], device: str = "cpu", *, postprocess: bool = True
+    ) -> Predictor:
+        """From a run folder (its best model), a model file, or several of them, or a folder of folds."""
+        files = model_files(path)
+        if len(files) > 1:
+            raise MedContextError("Several models can't be applied together.", found=f"{len(files)} models")
+        predictor = cls(load_model(files[0]), device, postprocess=postprocess)
+        predictor.files = files
+        return predictor
 
     def __call__(self, array: npt.NDArray[Any], affine: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         """Label numbers ``(X, Y, Z)`` for a scan ``(X, Y, Z)`` or ``(C, X, Y, Z)`` with its voxel-to-mm affine."""
@@ -52,91 +81,69 @@ class Predictor:
         scan = Scan(Path("in memory"), channels.astype(np.float32), np.asarray(affine, dtype=np.float64), None)
         return self.labels_of(scan)
 
-    def labels_of(self, scan: Scan) -> npt.NDArray[np.int32]:
-        """Label numbers ``(X, Y, Z)`` in the scan's own grid."""
-        return self.maps_of(scan).labels
+    def over(self, scans: Scans, failed: Callable[[str, MedContextError], None] | None = None) -> Iterator[Prediction]:
+        """Scan after scan, each as it is asked for; the next is read meanwhile.
 
-    def maps_of(self, scan: Scan, *, outputs: Sequence[int] = (), entropy: bool = False) -> NativeMaps:
-        """Labels and what else is asked for, as of :func:`medcontext.inference.native.to_native`.
+        Args:
+            scans: Case name to image files, as from :func:`medcontext.inference.scans.find_scans`.
+            failed: Told of scans that can't be predicted, which are then passed over; None: such a scan ends it.
 
         Raises:
-            MedContextError: The scan doesn't fit the plan or the memory, or the network gives no numbers for it.
+            MedContextError: A scan can't be predicted, and ``failed`` is None.
         """
-        image = torch.from_numpy(prepare_image(scan, self.plan)).to(self._device)
-        d, h, w = image.shape[1:]
-        slabs = sliding_slabs(self._network, image, self.plan.patch, self.plan.normalisation.outside)
-        shape, affine = scan.array.shape[1:], scan.affine
+        for name, reading in one_ahead(lambda name: read_scan(*scans[name]), scans):
+            try:
+                scan = reading.result()
+                labels = self._tried(scan)
+            except MedContextError as error:
+                if failed is None:
+                    raise
+                failed(name, error)
+                continue
+            made = Prediction(name, labels, scan, remarks(scan, self.plan, self.about))
+            del scan, labels
+            yield made
+            del made
+
+    def _tried(self, scan: Scan) -> npt.NDArray[np.int32]:
+        """The labels of a scan from a file, which may be anything; what goes wrong is one error that names it."""
+        require_memory(scan, self.plan)
         try:
-            return to_native(slabs, (d, h, w), self.plan, shape, affine, outputs=outputs, entropy=entropy)
-        except MedContextError as error:
-            error.file = str(scan.path)
-            raise
+            return self.labels_of(scan)
+        except (MemoryError, RuntimeError) as error:  # PyTorch raises the latter where memory is missing, too
+            raise MedContextError(
+                "The network could not be applied to this scan.",
+                file=scan.path,
+                found=(str(error) or type(error).__name__).splitlines()[0][:200],
+                remedy="if memory is missing, predict on a device with more (--device), or cut the scan into parts",
+            ) from error
+
+    def labels_of(self, scan: Scan) -> npt.NDArray[np.int32]:
+        """Label numbers ``(X, Y, Z)`` in the scan's own grid."""
+        image = torch.from_numpy(prepare_image(scan, self.plan)).to(self._device)
+        logits = sliding_logits(self._network, image, self.plan.patch, self.plan.normalisation.outside).cpu()
+        numbers = to_native(logits, self.plan, scan.array.shape[1:], scan.affine)
+        return postprocess(numbers, self.rules, self.plan.labels, voxel_ml(scan.affine)) if self.rules else numbers
 
 
-def find_scans(path: Path, channels: int = 1) -> dict[str, tuple[Path, ...]]:
-    """Case name to image files, for one scan, a folder of scans, or a data set (its training images, or its list).
+def to_native(logits: Tensor, plan: Plan, shape: tuple[int, ...], affine: Affine) -> npt.NDArray[np.int32]:
+    """Label numbers in a scan's own grid from logits in the plan's.
+
+    The logits are resampled, not the labels, one class at a time, so that memory does not grow with the classes.
 
     Args:
-        path: Where to look.
-        channels: Of the scans; files ``NAME_0000``, ``NAME_0001``, ... of so many are the channels of one scan.
-
-    Raises:
-        MedContextError: Nothing there, or nothing that can be read.
+        logits: ``(K, D, H, W)``, of the classes or of the regions.
+        plan: That the scan was prepared by.
+        shape: (X, Y, Z) of the scan.
+        affine: Of the scan.
     """
-    listed = path if path.suffix in case_list.ENDINGS else case_list.find(path)
-    if listed is not None:
-        cases, unlabelled = case_list.read(listed)
-        return {name: case.images for name, case in cases.items()} | unlabelled
-    path = next((path / images for images, *_ in LAYOUTS if (path / images).is_dir()), path)
-    if path.is_file() or is_series(path):
-        return {case_name(path): (path,)}
-    found = scan_files(path)
-    if not found:
-        raise MedContextError(
-            "There are no scans in this folder.", file=path, expected=f"files ending in {', '.join(ENDINGS)}"
-        )
-    grouped = by_channel(found)
-    wanted = [f"_{channel:04d}" for channel in range(channels)]
-    if grouped and all([case_name(file)[-5:] for file in files] == wanted for files in grouped.values()):
-        return grouped
-    return {name: (file,) for name, file in found.items()}
-
-
-RECORD = ".predicted-by-medcontext"
-"""A file that says that the label maps of a folder are predictions, so that only such are ever written over."""
-
-
-def predict_files(
-    predictor: Predictor,
-    scans: Mapping[str, tuple[Path, ...]],
-    out: Path,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, MedContextError]:
-    """Write a label map of the same name, shape and affine for each scan; a bad scan does not stop the others.
-
-    Returns:
-        The scans that failed, and why.
-
-    Raises:
-        MedContextError: The folder holds files of these names that are no predictions: scans, or a truth.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    in_the_way = [name for name in scans if (out / f"{name}.nii.gz").exists()]
-    if in_the_way and not (out / RECORD).exists():
-        raise MedContextError(
-            "This folder holds files that are no predictions and would be written over.",
-            file=out,
-            found=f"{in_the_way[0]}.nii.gz and {len(in_the_way) - 1} more",
-            remedy="choose another folder",
-        )
-    (out / RECORD).touch()
-    failed: dict[str, MedContextError] = {}
-    for done, (name, paths) in enumerate(scans.items(), start=1):
-        try:
-            scan = read_scan(*paths)
-            write_labels(out / f"{name}.nii.gz", predictor.labels_of(scan), like=scan)
-        except MedContextError as error:
-            failed[name] = error
-        if progress:
-            progress(done, len(scans))
-    return failed
+    d, h, w = reorient(np.empty(shape, dtype=np.uint8), affine, plan.orientation).shape
+    size: Size = (d, h, w)
+    scores = (resample_image(score[None], size)[0] for score in logits)
+    if plan.labels.regions:
+        numbers = np.zeros(size, dtype=np.int32)
+        for region, score in zip(plan.labels.regions, scores, strict=True):
+            numbers[score.numpy() > 0] = region.written
+    else:
+        numbers = plan.labels.to_numbers(largest_class(scores, size).numpy())
+    return np.ascontiguousarray(reorient_back(numbers, affine, plan.orientation))

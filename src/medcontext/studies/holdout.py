@@ -12,7 +12,8 @@ from medcontext.evaluation.evaluate import evaluate
 from medcontext.evaluation.report import RunResults, write_report
 from medcontext.files import read_json, write_json
 from medcontext.inference.model import load_model
-from medcontext.inference.predictor import Predictor, predict_files
+from medcontext.inference.predict import predict_files
+from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress, clock
 from medcontext.training.device import choose_device
 from medcontext.training.run import RunFolder
@@ -36,14 +37,12 @@ def score_held_out(run: RunFolder, dataset: Dataset, *, device: str, progress: P
             found=f"{len(missing)} of {len(test)} no longer in {dataset.root}" if missing else "no case is held out",
             remedy="put them back where they were" if missing else "train with a test_share above 0",
         )
-    waiting = [name for name in test if not _newer(run.predictions / f"{name}.nii.gz", run.best)]
-    if waiting:
-        predictor = Predictor.load(run.path, choose_device(device))
-        with progress.task(f"predicting ({run.path.name})") as update:
-            scans = {name: dataset.cases[name].images for name in waiting}
-            failed = predict_files(predictor, scans, run.predictions, update)
-        if failed:
-            raise next(iter(failed.values()))
+    predictor = Predictor.load(run.path, choose_device(device))
+    scans = {name: dataset.cases[name].images for name in test}
+    title = f"predicting ({run.path.name})"
+    outcome = predict_files(predictor, scans, run.predictions, redo=True, progress=progress, title=title)
+    if outcome.failed:
+        raise next(iter(outcome.failed.values()))
     labels = run.read_plan().labels
     with progress.task(f"scoring ({run.path.name})") as update:
         truths = {name: dataset.cases[name].label for name in test}
@@ -83,10 +82,6 @@ def report_runs(runs: Sequence[Path], *, device: str = "auto", progress: Progres
     labels = {number: name for number, (name, _) in folders[0].read_plan().labels.structures.items()}
     write_report(folders[0].report, results, scans, labels, f"MedContext on {dataset.name}")
     return folders[0].report
-
-
-def _newer(file: Path, than: Path) -> bool:
-    return file.is_file() and than.is_file() and file.stat().st_mtime >= than.stat().st_mtime
 
 
 def _names(presets: list[str], folders: list[str]) -> list[str]:

@@ -37,8 +37,8 @@ class RunFolder:
     ``config.yaml`` settings in full, ``plan.json``, ``split.json``, ``run.json`` (data, versions, hardware, times),
     ``metrics.jsonl`` (one row per logged step and per validation), ``last.pt`` and ``previous.pt`` (to resume),
     ``best.pt`` (the model), ``bad_steps.json`` (steps that were skipped, if any), ``pretraining/`` (metrics,
-    checkpoints and weights of a pre-training, if there was one), ``test/`` (predictions and scores of the held-out
-    cases), ``report.html``.
+    checkpoints and weights of a pre-training, if there was one), ``postprocessing.json`` (what was tried on the model's
+    predictions, if anything), ``test/`` (predictions and scores of the held-out cases), ``report.html``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,6 +55,7 @@ class RunFolder:
         self.best = path / "best.pt"
         self.predictions = path / "test" / "predictions"
         self.evaluation = path / "test" / "evaluation.json"
+        self.postprocessing = path / "postprocessing.json"
         self.report = path / "report.html"
 
     @property

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -18,6 +19,8 @@ from medcontext.data.split import Split
 from medcontext.errors import MedContextError
 from medcontext.files import read_json
 from medcontext.inference.model import load_tensors
+from medcontext.inference.unlike import KEY as SEEN
+from medcontext.inference.unlike import seen_in
 from medcontext.method.objective import MedContext
 from medcontext.method.pretraining import Reconstruction
 from medcontext.networks.pretrained import load_pretrained, summary
@@ -51,6 +54,7 @@ class _Begun:
     plan: Plan
     split: Split
     unlabelled: tuple[str, ...]
+    seen: dict[str, Any] | None
     folders: dict[str, Path]
     checkpoint: Path | None
 
@@ -118,7 +122,8 @@ def _begin(
         report = checked(dataset.with_patients(config.patient), config.cache, progress)
         facts = report.facts
         config, plan, split = _set_up(run, report, config, fabric, progress)
-    unlabelled = tuple(read_json(run.about).get("unlabelled", ()))
+    about = read_json(run.about)
+    unlabelled = tuple(about.get("unlabelled", ()))
     folders = prepared_scans(dataset, plan, split, unlabelled, config, progress, facts)
     require_same_scans(run, folders, resumes)
     if resumes:
@@ -126,8 +131,8 @@ def _begin(
         if checkpoint is None:
             progress.say("there is no checkpoint yet: starting from step 0")
         else:
-            run.note(resumed=[*read_json(run.about).get("resumed", []), describe_environment(dataset.root)])
-    return _Begun(config, plan, split, unlabelled, folders, checkpoint)
+            run.note(resumed=[*about.get("resumed", []), describe_environment(dataset.root)])
+    return _Begun(config, plan, split, unlabelled, about.get(SEEN), folders, checkpoint)
 
 
 def _set_up(
@@ -158,7 +163,8 @@ def _set_up(
         progress.say(f"- {reason}")
         plan = dataclasses.replace(plan, steps=steps, reasons=(*plan.reasons, reason))
         resolved = dataclasses.replace(resolved, max_steps=steps)
-    run.begin(resolved, plan, split, describe_environment(report.dataset.root) | {"unlabelled": list(unlabelled)})
+    about = {"unlabelled": list(unlabelled), SEEN: seen_in([report.facts[name] for name in split.train], plan)}
+    run.begin(resolved, plan, split, describe_environment(report.dataset.root) | about)
     return resolved, plan, split
 
 
@@ -248,6 +254,7 @@ def _build(
         "preset": config.preset,
         "mirror_axes": list(config.augment.mirror_axes),
         "parameters": sum(p.numel() for p in network.parameters()),
+        SEEN: begun.seen,
     }
     where = device if fabric.world_size == 1 else f"{fabric.world_size} x {fabric.device.type}"
     progress.say(

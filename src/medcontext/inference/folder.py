@@ -1,0 +1,177 @@
+"""A folder of predictions: its label maps, what they were made by, and what came of every scan."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from medcontext.errors import MedContextError
+from medcontext.files import read_json, write_json
+from medcontext.inference.scans import Scans
+from medcontext.inference.writing import Format, ending_for
+from medcontext.version import __version__
+
+RECORD = ".predicted-by-medcontext"
+"""The file that says that a folder holds predictions, and of which model: only such are ever written over."""
+
+SHARE_OF_SCAN = 0.1
+"""A label map takes less of the disk than this share of its compressed scan. Measured on 270 real label maps of up to
+61 structures: 0.001 to 0.073."""
+
+
+class PredictionFolder:
+    """A folder of predictions, which several machines may write to at once.
+
+    A label map is up to date if it is newer than the record of what makes them, and than its scan.
+
+    Args:
+        path: The folder.
+        kind: Format of the label maps.
+        made_by: Model and options: all that, beside the scan, decides what a label map says. Plain values.
+        shard: Which part of the scans is done by this process, such as ``"3/8"``; None: all of them.
+    """
+
+    def __init__(self, path: Path, kind: Format, made_by: Mapping[str, Any], shard: str | None = None) -> None:
+        self.path = path
+        self._kind = kind
+        self._made_by = dict(made_by)
+        self._record = path / RECORD
+        part = "" if shard is None else f"-{shard.replace('/', '-of-')}"
+        self.summary = path / f"summary{part}.json"
+
+    def file(self, name: str, scan: Path) -> Path:
+        """Where the label map of a scan goes."""
+        return self.path / f"{name}{ending_for(self._kind, scan)}"
+
+    def open(self, scans: Scans, *, redo: bool) -> list[str]:
+        """Make the folder ready to be written to; nothing in it is lost.
+
+        Args:
+            scans: All that are to be predicted.
+            redo: Whether predictions of another model, or with other options, are to be made anew.
+
+        Returns:
+            The scans whose label maps are there and up to date.
+
+        Raises:
+            MedContextError: The folder can't be written to or has no room, holds scans or other files that would be
+                written over, or predictions that were made otherwise and are not to be made anew.
+        """
+        files = {name: self.file(name, paths[0]) for name, paths in scans.items()}
+        self._require_own_place(scans)
+        recorded = self._recorded()
+        in_the_way = [file.name for file in files.values() if file.exists()]
+        if in_the_way and recorded is None:
+            raise MedContextError(
+                "This folder holds files that are no predictions and would be written over.",
+                file=self.path,
+                found=f"{in_the_way[0]} and {len(in_the_way) - 1} more",
+                remedy="choose another folder",
+            )
+        made_by = (recorded or {}).get("made_by")
+        if recorded is not None and recorded.get("format", self._kind) != self._kind:
+            raise MedContextError(
+                "The predictions in this folder are of another format.",
+                file=self.path,
+                found=f"{recorded['format']}, as was asked for then",
+                expected=f"{self._kind}, as is asked for now",
+                remedy="choose another folder: two label maps of one scan can't be told apart",
+            )
+        if recorded is not None and made_by != self._made_by and not redo:
+            raise MedContextError(
+                "The predictions in this folder were made by another model, or with other options.",
+                file=self.path,
+                found=_differences(made_by, self._made_by),
+                remedy="choose another folder, or make them anew with --replace",
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if made_by != self._made_by:
+                record = {"made_by": self._made_by, "format": self._kind, "medcontext": __version__}
+                write_json(self._record, record)
+            # A record that stays as it is says nothing of whether the folder can be written to.
+            write_json(self.summary, {"scans": len(scans)})
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        done = [name for name, file in files.items() if self._up_to_date(file, scans[name])]
+        self._require_room(paths for name, paths in scans.items() if name not in done)
+        return done
+
+    def note(self, summary: Mapping[str, Any]) -> None:
+        """Write what came of the scans so far."""
+        write_json(self.summary, summary)
+
+    def _recorded(self) -> Mapping[str, Any] | None:
+        """The record; None where there is none, and nothing in it where it is of another version."""
+        if not self._record.is_file():
+            return None
+        try:
+            found = read_json(self._record)
+        except MedContextError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _up_to_date(self, file: Path, scan: Iterable[Path]) -> bool:
+        if not file.is_file():
+            return False
+        sources = [self._record, *(each for each in scan if each.exists())]
+        return file.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
+
+    def _require_own_place(self, scans: Scans) -> None:
+        """Predictions among scans would be taken for scans the next time."""
+        out = self.path.resolve()
+        for paths in scans.values():
+            for path in paths:
+                if out in (path.resolve(), path.resolve().parent):
+                    raise MedContextError(
+                        "The folder for the predictions holds the scans themselves; predictions would be written over "
+                        "them or among them.",
+                        file=self.path,
+                        found=str(path),
+                        remedy="choose another folder",
+                    )
+
+    def _require_room(self, scans: Iterable[tuple[Path, ...]]) -> None:
+        needed = SHARE_OF_SCAN * sum(_size(path) for paths in scans for path in paths)
+        free = shutil.disk_usage(self.path).free
+        if needed > free:
+            raise MedContextError(
+                "The disk has no room for the predictions.",
+                file=self.path,
+                found=f"{free / 1e6:,.0f} MB free",
+                expected=f"about {needed / 1e6:,.0f} MB, a tenth of the scans",
+                remedy="make room, or choose a folder on another disk",
+            )
+
+
+def file_hash(file: Path) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+
+
+def unwritable(folder: Path, error: OSError) -> MedContextError:
+    """Why nothing can be written to a folder."""
+    return MedContextError(
+        "The predictions can't be written.",
+        file=folder,
+        found=error.strerror or str(error),
+        remedy="make room or the folder writable, or choose another; what is there already is whole",
+    )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a scan; 0 where it isn't there, which is said when it is read."""
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _differences(before: Any, now: Mapping[str, Any]) -> str:
+    if not isinstance(before, dict):
+        return "predictions that don't say what they were made by"
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key}: {before.get(key)} before, {now.get(key)} now" for key in keys)

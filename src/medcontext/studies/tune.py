@@ -1,0 +1,206 @@
+"""Choosing the post-processing of a model on the validation cases of its run, never on those held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medcontext.data.dataset import Dataset, open_dataset
+from medcontext.data.labels import Labels
+from medcontext.data.scan import read_labels
+from medcontext.errors import MedContextError
+from medcontext.evaluation.metrics import dice
+from medcontext.evaluation.statistics import Paired, paired
+from medcontext.files import read_json, write_json
+from medcontext.inference.model import load_tensors, save_tensors
+from medcontext.inference.postprocess import KEY, Mask, Rule, changed_mask, voxel_ml
+from medcontext.inference.predictor import Predictor
+from medcontext.progress import Progress
+from medcontext.training.device import choose_device
+from medcontext.training.run import RunFolder
+
+SHARES = (0.01, 0.05, 0.2)
+"""Pieces that are smaller than this share of a structure's median volume are tried to be removed."""
+
+LEAST_GAIN = 0.001
+LEAST_WINS = 5
+
+DEFINITION = (
+    "Tried for each structure by itself: pieces below 1, 5 or 20 % of its median true volume removed, or all but the "
+    "largest; then holes filled. Scored by Dice on the validation cases, in their own grids; 1 where nothing is and "
+    "nothing is found. Taken is what gains most, if it gains 0.001 or more on average, the 95 % bootstrap interval of "
+    "the gain over the cases is above 0, and at least 5 cases get better."
+)
+"""What is tried, and when it is taken, in words that travel with the results."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One way of post-processing a structure, against none, or for filled holes against the same without.
+
+    Attributes:
+        name: Of the structure.
+        rule: What is done.
+        scores: Dice without and with it, over the validation cases.
+        taken: Whether it is done from now on.
+    """
+
+    name: str
+    rule: Rule
+    scores: Paired
+    taken: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {
+            "name": self.name,
+            "what": str(self.rule),
+            **self.rule.to_dict(),
+            "taken": self.taken,
+            "dice": self.scores.to_dict(),
+        }
+
+
+def tune(runs: Sequence[Path], *, device: str = "auto", progress: Progress | None = None) -> list[Tried]:
+    """Choose the post-processing of a run's model; of several runs (folds), one for all, on all their validation cases.
+
+    What is taken is written into the model files (``medcontext predict`` does it from then on), and what was tried,
+    into ``postprocessing.json`` of each run.
+
+    Args:
+        runs: Run folders; of folds, each with its own validation cases.
+        device: To predict on.
+        progress: Where to say how far it is.
+
+    Returns:
+        All that was tried.
+
+    Raises:
+        MedContextError: No validation cases, one of them is gone or can't be predicted, or runs of different labels.
+    """
+    progress = progress or Progress(quiet=True)
+    folders = [RunFolder(path) for path in runs]
+    labels = folders[0].read_plan().labels
+    if any(folder.read_plan().labels != labels for folder in folders):
+        raise MedContextError("These runs segment different labels.", file=folders[-1].path)
+    cases = [(folder, *_validation(folder)) for folder in folders]
+    total = sum(len(names) for _, _, names in cases)
+    volumes = _median_volumes([dataset.cases[name].label for _, dataset, names in cases for name in names], labels)
+    rules = {number: _candidates(number, volumes[number]) for number in labels.structures}
+    rows: list[dict[Rule, float]] = []
+    with progress.task("trying post-processing") as update:
+        for folder, dataset, names in cases:
+            predictor = Predictor.load(folder.path, choose_device(device), postprocess=False)
+            for made in predictor.over({name: dataset.cases[name].images for name in names}):
+                truth = read_labels(dataset.cases[made.name].label).array
+                ml = voxel_ml(made.scan.affine)
+                rows.append(_scores(made.labels, truth, labels, rules, ml))
+                update(len(rows), total)
+    tried = [each for number, candidates in rules.items() for each in _choose(number, candidates, rows, labels)]
+    for folder in folders:
+        _keep(folder, tried, [name for _, _, names in cases for name in names])
+    return tried
+
+
+def _validation(run: RunFolder) -> tuple[Dataset, tuple[str, ...]]:
+    dataset, names = open_dataset(Path(read_json(run.about)["data"])), run.read_split().validation
+    missing = [name for name in names if name not in dataset.cases]
+    if not names or missing:
+        raise MedContextError(
+            "There are no validation cases to choose the post-processing on.",
+            file=run.split,
+            found=f"{len(missing)} of {len(names)} no longer in {dataset.root}" if missing else "none",
+            remedy="put them back where they were" if missing else "train with a validation_share above 0",
+        )
+    return dataset, names
+
+
+def _median_volumes(files: Iterable[Path], labels: Labels) -> dict[int, float]:
+    """Of each structure over the label maps that show it, in ml; 0 where none does."""
+    found: dict[int, list[float]] = {number: [] for number in labels.structures}
+    for file in files:
+        truth = read_labels(file)
+        ml = voxel_ml(truth.affine)
+        for number, (_, numbers) in labels.structures.items():
+            count = int(np.isin(truth.array, numbers).sum())
+            if count:
+                found[number].append(count * ml)
+    return {number: float(np.median(volumes)) if volumes else 0.0 for number, volumes in found.items()}
+
+
+def _candidates(number: int, volume: float) -> list[Rule]:
+    """From the mildest on, each without and with filled holes; the first two change no piece."""
+    pieces: list[dict[str, Any]] = [{}, *({"least_ml": float(f"{share * volume:.3g}")} for share in SHARES if volume)]
+    return [Rule(number, **kept, fill=fill) for kept in (*pieces, {"largest": True}) for fill in (False, True)]
+
+
+def _scores(
+    predicted: npt.NDArray[np.int32],
+    truth: npt.NDArray[np.int32],
+    labels: Labels,
+    rules: dict[int, list[Rule]],
+    ml: float,
+) -> dict[Rule, float]:
+    """Dice of one case under every rule, each of which changes its own structure alone."""
+    known = np.ones(truth.shape, dtype=bool) if labels.ignore is None else truth != labels.ignore
+    scores = {}
+    for number, (_, numbers) in labels.structures.items():
+        mask, true = np.isin(predicted, numbers), np.isin(truth, numbers)
+        box = _box_around(mask | true)
+        for rule in rules[number]:
+            changed = changed_mask(mask[box], rule, ml) & known[box]
+            score = dice(changed, true[box] & known[box])
+            scores[rule] = 1.0 if score is None else score
+    return scores
+
+
+def _box_around(mask: Mask) -> tuple[slice, ...]:
+    from scipy.ndimage import find_objects
+
+    found = find_objects(mask.view(np.uint8))
+    return found[0] if found else (slice(0),) * 3
+
+
+def _choose(number: int, rules: Sequence[Rule], rows: Sequence[dict[Rule, float]], labels: Labels) -> list[Tried]:
+    """What is done with pieces first, then whether holes are filled on top of that."""
+
+    def against(rule: Rule, other: Rule) -> Paired:
+        scores = paired(*(np.array([[row[each] for row in rows]]) for each in (other, rule)))
+        assert scores is not None
+        return scores
+
+    best = rules[0]
+    pieces = {rule: against(rule, best) for rule in rules[2:] if not rule.fill}
+    helpful = [rule for rule, scores in pieces.items() if helps(scores)]
+    if helpful:
+        best = max(helpful, key=lambda rule: pieces[rule].difference)
+    filled = next(rule for rule in rules if rule == Rule(number, best.largest, best.least_ml, fill=True))
+    holes = against(filled, best)
+    name, _ = labels.structures[number]
+    return [
+        *(Tried(name, rule, scores, rule == best and not helps(holes)) for rule, scores in pieces.items()),
+        Tried(name, filled, holes, helps(holes)),
+    ]
+
+
+def helps(scores: Paired) -> bool:
+    """Whether a gain is more than noise (:data:`DEFINITION`)."""
+    surely = scores.interval is not None and scores.interval[0] > 0
+    return surely and scores.difference >= LEAST_GAIN and scores.wins >= LEAST_WINS
+
+
+def _keep(run: RunFolder, tried: Sequence[Tried], cases: Sequence[str]) -> None:
+    """Write what was tried into the run's folder, and what is taken into its model, if that changes it."""
+    taken = [each.rule.to_dict() for each in tried if each.taken]
+    content = load_tensors(run.best)
+    if content["about"].get(KEY, []) != taken:
+        save_tensors(run.best, {**content, "about": {**content["about"], KEY: taken}})
+    write_json(
+        run.postprocessing,
+        {"definition": DEFINITION, "cases": list(cases), "tried": [each.to_dict() for each in tried]},
+    )
