@@ -36,7 +36,7 @@ class Outcome:
         summary: The file that says all this.
         written: Those whose label maps were written.
         failed: Those that couldn't be predicted, and why.
-        remarks: Why some of the label maps that were written may be worth little.
+        remarks: Why the label maps of some of them may be worth little.
     """
 
     scans: int
@@ -44,7 +44,7 @@ class Outcome:
     summary: Path
     written: list[str] = field(default_factory=list)
     failed: dict[str, MedContextError] = field(default_factory=dict)
-    remarks: dict[str, tuple[MedContextError, ...]] = field(default_factory=dict)
+    remarks: dict[str, list[MedContextError]] = field(default_factory=dict)
 
     @property
     def done(self) -> int:
@@ -101,8 +101,7 @@ def predict_files(
     waiting = {name: paths for name, paths in mine.items() if name not in set(outcome.there)}
     progress = progress or Progress(quiet=True)
     with progress.task(title) as update, _Log(folder, outcome, progress, update) as log, OneBehind() as behind:
-        for made in predictor.over(waiting, log.failed):
-            log.remarked(made)
+        for made in predictor.over(waiting, log.failed, log.remarked):
             file = folder.file(made.name, mine[made.name][0])
             # Its voxels are not needed to write its labels: let the memory go.
             made = made._replace(scan=dataclasses.replace(made.scan, array=np.empty((0, 0, 0, 0), np.float32)))
@@ -131,14 +130,12 @@ class _Log:
             self._folder.note(self._outcome.to_dict())
             self._update(self._outcome.done, self._outcome.scans)
 
-    def remarked(self, made: Prediction) -> None:
+    def remarked(self, name: str, remark: MedContextError) -> None:
         with self._lock:
-            if made.remarks:
-                self._outcome.remarks[made.name] = made.remarks
-            for remark in made.remarks:
-                self._said[remark.problem] += 1
-                if self._said[remark.problem] <= SAID:
-                    self._progress.say(f"{made.name}: {remark}")
+            self._outcome.remarks.setdefault(name, []).append(remark)
+            self._said[remark.problem] += 1
+            if self._said[remark.problem] <= SAID:
+                self._progress.say(f"{name}: {remark}")
 
     def written(self, file: Path, made: Prediction, predictor: Predictor) -> None:
         """Write a label map; where the disk is full or gone, the next could not be written either."""

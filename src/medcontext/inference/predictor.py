@@ -32,13 +32,15 @@ class Prediction(NamedTuple):
         name: Of the case.
         labels: ``(X, Y, Z)`` label numbers.
         scan: As it was read.
-        remarks: Why the labels may be worth little; mostly nothing.
     """
 
     name: str
     labels: npt.NDArray[np.int32]
     scan: Scan
-    remarks: tuple[MedContextError, ...]
+
+
+Told = Callable[[str, MedContextError], None]
+"""Called with the name of a case and what is wrong with it."""
 
 
 class Predictor:
@@ -81,12 +83,13 @@ class Predictor:
         scan = Scan(Path("in memory"), channels.astype(np.float32), np.asarray(affine, dtype=np.float64), None)
         return self.labels_of(scan)
 
-    def over(self, scans: Scans, failed: Callable[[str, MedContextError], None] | None = None) -> Iterator[Prediction]:
+    def over(self, scans: Scans, failed: Told | None = None, warned: Told | None = None) -> Iterator[Prediction]:
         """Scan after scan, each as it is asked for; the next is read meanwhile.
 
         Args:
             scans: Case name to image files, as from :func:`medcontext.inference.scans.find_scans`.
             failed: Told of scans that can't be predicted, which are then passed over; None: such a scan ends it.
+            warned: Told, before a scan is segmented, why its labels may be worth little.
 
         Raises:
             MedContextError: A scan can't be predicted, and ``failed`` is None.
@@ -94,20 +97,22 @@ class Predictor:
         for name, reading in one_ahead(lambda name: read_scan(*scans[name]), scans):
             try:
                 scan = reading.result()
+                require_memory(scan, self.plan)
+                for remark in remarks(scan, self.plan, self.about) if warned else ():
+                    warned(name, remark)
                 labels = self._tried(scan)
             except MedContextError as error:
                 if failed is None:
                     raise
                 failed(name, error)
                 continue
-            made = Prediction(name, labels, scan, remarks(scan, self.plan, self.about))
+            made = Prediction(name, labels, scan)
             del scan, labels
             yield made
             del made
 
     def _tried(self, scan: Scan) -> npt.NDArray[np.int32]:
         """The labels of a scan from a file, which may be anything; what goes wrong is one error that names it."""
-        require_memory(scan, self.plan)
         try:
             return self.labels_of(scan)
         except (MemoryError, RuntimeError) as error:  # PyTorch raises the latter where memory is missing, too

@@ -115,7 +115,8 @@ def _intensity_remarks(
 ) -> list[MedContextError]:
     found = []
     for channel, (values, trained) in enumerate(zip(scan.array, seen, strict=False)):
-        _, low, high, _ = intensity_range(values)
+        with np.errstate(invalid="ignore"):  # what is not finite is refused when the scan is prepared
+            _, low, high, _ = intensity_range(values)
         (lowest, low_most), (high_least, highest) = trained["low"], trained["high"]
         negative = low < -BELOW_ZERO * abs(high)
         always, never = low_most < -BELOW_ZERO * highest, lowest >= -BELOW_ZERO * high_least
