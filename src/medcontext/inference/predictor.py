@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,19 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from medcontext.data.geometry import Affine, Size, largest_class, reorient, reorient_back, resample_image
-from medcontext.data.plan import Plan
 from medcontext.data.prepare import prepare_image
 from medcontext.data.scan import Scan, read_scan
 from medcontext.errors import MedContextError
 from medcontext.inference.ahead import one_ahead
+from medcontext.inference.ensemble import Ensemble, common_plan, mirrored_axes
 from medcontext.inference.model import Model, load_model
 from medcontext.inference.models import model_files
+from medcontext.inference.native import NativeMaps, to_native
 from medcontext.inference.postprocess import postprocess, shared_rules, voxel_ml
 from medcontext.inference.scans import Scans
-from medcontext.inference.sliding import sliding_logits
+from medcontext.inference.sliding import sliding_slabs
 from medcontext.inference.unlike import remarks, require_memory
 
 
@@ -44,36 +44,55 @@ Told = Callable[[str, MedContextError], None]
 
 
 class Predictor:
-    """A trained model, loaded once, for scans in memory or on disk.
+    """A trained model, or several whose logits are averaged, loaded once, for scans in memory or on disk.
 
     Args:
-        model: From :func:`medcontext.inference.model.load_model`.
+        models: From :func:`medcontext.inference.model.load_model`, one or several of one plan, such as folds.
         device: Such as ``"cpu"`` or ``"cuda"``.
-        postprocess: Whether the post-processing that was chosen for the model is done.
+        mirror: Average over mirrored images, too, along the axes that patches were mirrored along in training.
+        postprocess: Whether the post-processing that was chosen for the models is done.
 
     Attributes:
-        files: The model's.
-        options: All that decides, beside the model, what is predicted: plain values.
+        files: The models'.
+        options: All that decides, beside the models, what is predicted: plain values.
+
+    Raises:
+        MedContextError: Models of different plans, or mirroring that they were not trained for.
     """
 
-    def __init__(self, model: Model, device: str = "cpu", *, postprocess: bool = True) -> None:
-        self.plan = model.plan
-        self.about = model.about
-        self.rules = shared_rules([model.about]) if postprocess else ()
+    def __init__(
+        self,
+        models: Model | Sequence[Model],
+        device: str = "cpu",
+        *,
+        mirror: bool = False,
+        postprocess: bool = True,
+    ) -> None:
+        models = [models] if isinstance(models, Model) else models
+        self.plan = common_plan(models)
+        self.about = models[0].about
+        self.rules = shared_rules([model.about for model in models]) if postprocess else ()
         self.files: tuple[Path, ...] = ()
-        self.options: dict[str, Any] = {"postprocessing": [rule.to_dict() for rule in self.rules]}
-        self._network = model.network.to(device)
+        axes = mirrored_axes(models) if mirror else ()
+        self.options: dict[str, Any] = {
+            "mirrored_axes": list(axes),
+            "postprocessing": [rule.to_dict() for rule in self.rules],
+        }
+        self._network = Ensemble([model.network for model in models], axes).to(device).eval()
         self._device = device
 
     @classmethod
     def load(
-        cls, path: Path | str | Sequence[Path | str], device: str = "cpu", *, postprocess: bool = True
+        cls,
+        path: Path | str | Sequence[Path | str],
+        device: str = "cpu",
+        *,
+        mirror: bool = False,
+        postprocess: bool = True,
     ) -> Predictor:
-        """From a run folder (its best model), a model file, or several of them, or a folder of folds."""
+        """From a run folder (its best model), a model file, several of them, or a folder of folds."""
         files = model_files(path)
-        if len(files) > 1:
-            raise MedContextError("Several models can't be applied together.", found=f"{len(files)} models")
-        predictor = cls(load_model(files[0]), device, postprocess=postprocess)
+        predictor = cls([load_model(file) for file in files], device, mirror=mirror, postprocess=postprocess)
         predictor.files = files
         return predictor
 
@@ -98,8 +117,9 @@ class Predictor:
             try:
                 scan = reading.result()
                 require_memory(scan, self.plan)
-                for remark in remarks(scan, self.plan, self.about) if warned else ():
-                    warned(name, remark)
+                if warned is not None:
+                    for remark in remarks(scan, self.plan, self.about):
+                        warned(name, remark)
                 labels = self._tried(scan)
             except MedContextError as error:
                 if failed is None:
@@ -125,30 +145,25 @@ class Predictor:
 
     def labels_of(self, scan: Scan) -> npt.NDArray[np.int32]:
         """Label numbers ``(X, Y, Z)`` in the scan's own grid."""
+        return self.maps_of(scan).labels
+
+    def maps_of(self, scan: Scan, *, outputs: Sequence[int] = (), entropy: bool = False) -> NativeMaps:
+        """Labels, post-processed, and what else is asked for, as of :func:`medcontext.inference.native.to_native`.
+
+        Raises:
+            MedContextError: The scan doesn't fit the plan or the memory, or the network gives no numbers for it.
+        """
         image = torch.from_numpy(prepare_image(scan, self.plan)).to(self._device)
-        logits = sliding_logits(self._network, image, self.plan.patch, self.plan.normalisation.outside).cpu()
-        numbers = to_native(logits, self.plan, scan.array.shape[1:], scan.affine)
-        return postprocess(numbers, self.rules, self.plan.labels, voxel_ml(scan.affine)) if self.rules else numbers
-
-
-def to_native(logits: Tensor, plan: Plan, shape: tuple[int, ...], affine: Affine) -> npt.NDArray[np.int32]:
-    """Label numbers in a scan's own grid from logits in the plan's.
-
-    The logits are resampled, not the labels, one class at a time, so that memory does not grow with the classes.
-
-    Args:
-        logits: ``(K, D, H, W)``, of the classes or of the regions.
-        plan: That the scan was prepared by.
-        shape: (X, Y, Z) of the scan.
-        affine: Of the scan.
-    """
-    d, h, w = reorient(np.empty(shape, dtype=np.uint8), affine, plan.orientation).shape
-    size: Size = (d, h, w)
-    scores = (resample_image(score[None], size)[0] for score in logits)
-    if plan.labels.regions:
-        numbers = np.zeros(size, dtype=np.int32)
-        for region, score in zip(plan.labels.regions, scores, strict=True):
-            numbers[score.numpy() > 0] = region.written
-    else:
-        numbers = plan.labels.to_numbers(largest_class(scores, size).numpy())
-    return np.ascontiguousarray(reorient_back(numbers, affine, plan.orientation))
+        d, h, w = image.shape[1:]
+        slabs = sliding_slabs(self._network, image, self.plan.patch, self.plan.normalisation.outside)
+        shape, affine = scan.array.shape[1:], scan.affine
+        try:
+            maps = to_native(slabs, (d, h, w), self.plan, shape, affine, outputs=outputs, entropy=entropy)
+        except MedContextError as error:
+            error.file = str(scan.path)
+            raise
+        if not self.rules:
+            return maps
+        return dataclasses.replace(
+            maps, labels=postprocess(maps.labels, self.rules, self.plan.labels, voxel_ml(scan.affine))
+        )

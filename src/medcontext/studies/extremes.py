@@ -10,7 +10,7 @@ from typing import Any
 from medcontext.data.dataset import Dataset, open_dataset
 from medcontext.errors import MedContextError
 from medcontext.evaluation.compare import per_case
-from medcontext.evaluation.evaluate import mean
+from medcontext.evaluation.summary import mean
 from medcontext.files import read_json
 from medcontext.training.run import RunFolder
 
