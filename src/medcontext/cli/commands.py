@@ -181,6 +181,9 @@ def predict(
     format: Literal["nii.gz", "nrrd", "seg.nrrd", "mha", "dcm", "same"] = "nii.gz",  # noqa: A002
     shard: str | None = None,
     replace: bool = False,
+    mirror: bool = False,
+    probabilities: bool = False,
+    entropy: bool = False,
     no_postprocess: bool = False,
     device: str = "auto",
     network: str | None = None,
@@ -195,6 +198,9 @@ def predict(
         format: Of the label maps: seg.nrrd has names for 3D Slicer, dcm is DICOM SEG, same is that of the scan.
         shard: Do only this part of the scans, such as 3/8, while other machines do the others.
         replace: Make predictions anew that are there already, also those of another model.
+        mirror: Average over mirrored images, too (if the model was trained with such).
+        probabilities: Also write those of all classes, to OUT/probabilities.
+        entropy: Also write how uncertain each voxel is, to OUT/entropy.
         no_postprocess: Leave out the post-processing that 'medcontext tune' chose for the model.
         device: auto, cpu, cuda or mps.
         network: Your own network, package.module:factory, if the model was trained with it.
@@ -210,7 +216,7 @@ def predict(
     progress = Progress()
     if network is not None:
         network_spec(network, allow_import=True)
-    predictor = Predictor.load(model, choose_device(device), postprocess=not no_postprocess)
+    predictor = Predictor.load(model, choose_device(device), mirror=mirror, postprocess=not no_postprocess)
     found = find_scans(scans, predictor.plan.channels)
     if split is not None:
         wanted = getattr(RunFolder(model_files(model)[0].parent).read_split(), split)
@@ -219,7 +225,17 @@ def predict(
             raise MedContextError(f"None of these scans is in the {split} part of the run's split.", file=scans)
     for rule in predictor.rules:
         progress.say(f"post-processing of {predictor.plan.labels.structures[rule.number][0]}: {rule}")
-    outcome = predict_files(predictor, found, out, kind=format, shard=shard, replace=replace, progress=progress)
+    outcome = predict_files(
+        predictor,
+        found,
+        out,
+        kind=format,
+        shard=shard,
+        replace=replace,
+        probabilities=probabilities,
+        entropy=entropy,
+        progress=progress,
+    )
     counts = [
         f"{len(outcome.written)} label map(s) written to {out}",
         f"{len(outcome.there)} there already" if outcome.there else "",

@@ -19,7 +19,7 @@ from medcontext.inference.ahead import OneBehind
 from medcontext.inference.folder import PredictionFolder, file_hash, unwritable
 from medcontext.inference.predictor import Prediction, Predictor
 from medcontext.inference.scans import Scans, take_shard
-from medcontext.inference.writing import Format, require_format, write_prediction
+from medcontext.inference.writing import Format, require_format, write_prediction, write_values
 from medcontext.progress import Progress
 
 SAID = 3
@@ -71,6 +71,8 @@ def predict_files(
     shard: str | None = None,
     redo: bool = False,
     replace: bool = False,
+    probabilities: bool = False,
+    entropy: bool = False,
     progress: Progress | None = None,
     title: str = "predicting",
 ) -> Outcome:
@@ -87,6 +89,9 @@ def predict_files(
         shard: Do this part of the scans alone, such as ``"3/8"``, while other machines do the others.
         redo: Make predictions anew that another model made, or with other options; otherwise they are refused.
         replace: Make all anew.
+        probabilities: Also write the probabilities of all classes or regions, ``probabilities/NAME.nii.gz``, float32
+            ``(X, Y, Z, K)``: the background first, then the labels as declared; of regions each one's.
+        entropy: Also write the entropy of the probabilities, ``entropy/NAME.nii.gz``, float32 in nats.
         progress: Where to say how far it is.
         title: What is done, in its words.
 
@@ -95,13 +100,15 @@ def predict_files(
     """
     mine = scans if shard is None else take_shard(scans, shard)
     require_format(kind, mine)
-    folder = PredictionFolder(out, kind, _made_by(predictor), shard)
+    made_by = {**_made_by(predictor), "probabilities": probabilities, "entropy": entropy}
+    folder = PredictionFolder(out, kind, made_by, shard)
     up_to_date = folder.open(mine, redo=redo or replace)
     outcome = Outcome(len(mine), [] if replace else up_to_date, folder.summary)
     waiting = {name: paths for name, paths in mine.items() if name not in set(outcome.there)}
     progress = progress or Progress(quiet=True)
     with progress.task(title) as update, _Log(folder, outcome, progress, update) as log, OneBehind() as behind:
-        for made in predictor.over(waiting, log.failed, log.remarked):
+        made_of = predictor.over(waiting, log.failed, log.remarked, probabilities=probabilities, entropy=entropy)
+        for made in made_of:
             file = folder.file(made.name, mine[made.name][0])
             # Its voxels are not needed to write its labels: let the memory go.
             made = made._replace(scan=dataclasses.replace(made.scan, array=np.empty((0, 0, 0, 0), np.float32)))
@@ -140,6 +147,11 @@ class _Log:
     def written(self, file: Path, made: Prediction, predictor: Predictor) -> None:
         """Write a label map; where the disk is full or gone, the next could not be written either."""
         try:
+            # The label map comes last: where it is, everything is.
+            if len(made.maps.probabilities):
+                write_values(file.parent / "probabilities" / f"{made.name}.nii.gz", made.maps.probabilities, made.scan)
+            if made.maps.entropy is not None:
+                write_values(file.parent / "entropy" / f"{made.name}.nii.gz", made.maps.entropy[None], made.scan)
             write_prediction(file, made.labels, made.scan, predictor.plan.labels)
         except MedContextError as error:
             self.failed(made.name, error)

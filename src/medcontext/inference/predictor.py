@@ -30,13 +30,18 @@ class Prediction(NamedTuple):
 
     Attributes:
         name: Of the case.
-        labels: ``(X, Y, Z)`` label numbers.
+        maps: Its labels, and what else was asked for.
         scan: As it was read.
     """
 
     name: str
-    labels: npt.NDArray[np.int32]
+    maps: NativeMaps
     scan: Scan
+
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """``(X, Y, Z)`` label numbers."""
+        return self.maps.labels
 
 
 Told = Callable[[str, MedContextError], None]
@@ -102,13 +107,23 @@ class Predictor:
         scan = Scan(Path("in memory"), channels.astype(np.float32), np.asarray(affine, dtype=np.float64), None)
         return self.labels_of(scan)
 
-    def over(self, scans: Scans, failed: Told | None = None, warned: Told | None = None) -> Iterator[Prediction]:
+    def over(
+        self,
+        scans: Scans,
+        failed: Told | None = None,
+        warned: Told | None = None,
+        *,
+        probabilities: bool = False,
+        entropy: bool = False,
+    ) -> Iterator[Prediction]:
         """Scan after scan, each as it is asked for; the next is read meanwhile.
 
         Args:
             scans: Case name to image files, as from :func:`medcontext.inference.scans.find_scans`.
             failed: Told of scans that can't be predicted, which are then passed over; None: such a scan ends it.
             warned: Told, before a scan is segmented, why its labels may be worth little.
+            probabilities: Whether those of all outputs are wanted.
+            entropy: Whether the entropy is wanted.
 
         Raises:
             MedContextError: A scan can't be predicted, and ``failed`` is None.
@@ -120,21 +135,21 @@ class Predictor:
                 if warned is not None:
                     for remark in remarks(scan, self.plan, self.about):
                         warned(name, remark)
-                labels = self._tried(scan)
+                maps = self._tried(scan, probabilities, entropy)
             except MedContextError as error:
                 if failed is None:
                     raise
                 failed(name, error)
                 continue
-            made = Prediction(name, labels, scan)
-            del scan, labels
+            made = Prediction(name, maps, scan)
+            del scan, maps
             yield made
             del made
 
-    def _tried(self, scan: Scan) -> npt.NDArray[np.int32]:
-        """The labels of a scan from a file, which may be anything; what goes wrong is one error that names it."""
+    def _tried(self, scan: Scan, probabilities: bool, entropy: bool) -> NativeMaps:
+        """What is wanted of a scan from a file, which may be anything; what goes wrong is one error that names it."""
         try:
-            return self.labels_of(scan)
+            return self.maps_of(scan, outputs=range(self.plan.labels.outputs) if probabilities else (), entropy=entropy)
         except (MemoryError, RuntimeError) as error:  # PyTorch raises the latter where memory is missing, too
             raise MedContextError(
                 "The network could not be applied to this scan.",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import numpy.typing as npt
 
 from medcontext.data.labels import Labels
 from medcontext.data.scan import Scan, write_labels
+from medcontext.data.writing import write_nifti
 from medcontext.errors import MedContextError
+from medcontext.files import replacing
 from medcontext.inference.dicom_seg import require_highdicom, write_seg
 from medcontext.inference.scans import Scans
 
@@ -45,6 +48,14 @@ def require_format(kind: Format, scans: Scans) -> None:
                 expected="a folder of DICOM slices",
                 remedy="predict from the DICOM series, or choose another format",
             )
+
+
+def write_values(file: Path, values: npt.NDArray[Any], like: Scan) -> None:
+    """Write ``(n, X, Y, Z)`` values as float32 NIfTI ``(X, Y, Z, n)``, or ``(X, Y, Z)`` of one, in the scan's place."""
+    channels_last = np.moveaxis(values.astype(np.float32), 0, -1)
+    file.parent.mkdir(exist_ok=True)
+    with replacing(file) as temporary:
+        write_nifti(temporary, channels_last if len(values) > 1 else channels_last[..., 0], like.affine, like.header)
 
 
 def write_prediction(file: Path, array: npt.NDArray[Any], like: Scan, labels: Labels) -> None:
