@@ -187,15 +187,15 @@ def test_a_bad_scan_stops_no_other_and_is_named(model, expected, tmp_path, capsy
 
 def test_memory_that_runs_out_fails_one_scan(model, expected, tmp_path, monkeypatch):
     predictor = Predictor.load(model)
-    predict_one = predictor.labels_of
+    predict_one = predictor.maps_of
     errors = iter([MemoryError(), RuntimeError("[enforce fail] can't allocate memory: 9 bytes")])
 
-    def labels_of(scan):
+    def maps_of(scan, **wanted):
         if "scan_1" not in scan.path.name:
             raise next(errors)
-        return predict_one(scan)
+        return predict_one(scan, **wanted)
 
-    monkeypatch.setattr(predictor, "labels_of", labels_of)
+    monkeypatch.setattr(predictor, "maps_of", maps_of)
     outcome = predict_files(predictor, find_scans(tmp_path / "scans"), tmp_path / "out")
     assert {name: error.found.split(":")[0] for name, error in outcome.failed.items()} == {
         "scan_0": "MemoryError",
