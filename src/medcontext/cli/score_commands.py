@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from medcontext.errors import MedContextError
 from medcontext.files import replacing, require_writable, write_json, write_text
 from medcontext.progress import Progress
+
+if TYPE_CHECKING:
+    from medcontext.data.labels import Labels
 
 
 def evaluate(
@@ -93,12 +96,8 @@ def _listed(labels: list[int | str] | int | str | None) -> tuple[str, ...]:
     return tuple(map(str, every))
 
 
-def _declared(data: Path) -> Any:
-    """Labels of a data set.
-
-    Raises:
-        MedContextError: It declares none.
-    """
+def _declared(data: Path) -> Labels:
+    """Labels that a data set declares."""
     from medcontext.data.dataset import open_dataset
 
     labels = open_dataset(data).labels
