@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from medcontext.cli.score_commands import evaluate as command
+from medcontext.cli.evaluate_command import evaluate as command
 from medcontext.errors import MedContextError
 from medcontext.evaluation.metrics import METRICS, measure
 from medcontext.evaluation.policies import DEFAULT, POLICIES, policy_named

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from medcontext.cli import commands, data_commands, score_commands
+from medcontext.cli import commands, data_commands, evaluate_command
 from medcontext.cli.parser import Parser
 from medcontext.errors import MedContextError
 from medcontext.method.presets import PRESETS, MethodConfig
@@ -28,7 +28,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
         commands.split,
         commands.predict,
         commands.tune,
-        score_commands.evaluate,
+        evaluate_command.evaluate,
         commands.report,
         commands.compare,
         commands.study,
