@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from pathlib import Path
 
@@ -197,9 +198,9 @@ def test_memory_that_runs_out_fails_one_scan(model, expected, tmp_path, monkeypa
 
     monkeypatch.setattr(predictor, "maps_of", maps_of)
     outcome = predict_files(predictor, find_scans(tmp_path / "scans"), tmp_path / "out")
-    assert {name: error.found.split(":")[0] for name, error in outcome.failed.items()} == {
-        "scan_0": "MemoryError",
-        "scan_2": "[enforce fail] can't allocate memory",
+    assert {name: error.found for name, error in outcome.failed.items()} == {
+        "scan_0": "MemoryError: ",
+        "scan_2": "RuntimeError: [enforce fail] can't allocate memory: 9 bytes",
     }
     assert outcome.written == ["scan_1"]
 
@@ -374,7 +375,7 @@ def test_the_next_scan_is_read_meanwhile_and_no_more_than_that(model, tmp_path, 
     write_scans(tmp_path / "scans", 6)
     predictor, begun = Predictor.load(model), [threading.Event() for _ in range(7)]
     begun[6].set()
-    real_read, real_labels, alive, most, done = read_scan, predictor.labels_of, [], [], []
+    real_read, real_maps, alive, made, most, done = read_scan, predictor.maps_of, [], [], [], []
 
     def read(path):
         begun[int(path.name[5])].set()
@@ -382,17 +383,23 @@ def test_the_next_scan_is_read_meanwhile_and_no_more_than_that(model, tmp_path, 
         alive.append(weakref.ref(scan.array))
         return scan
 
-    def labels(scan):
+    def maps(scan, **wanted):
         done.append(scan.path.name)
         assert begun[len(done)].wait(20), "the next scan is not read while this one is segmented"
-        most.append(sum(each() is not None for each in alive))
-        return real_labels(scan)
+        deadline = time.monotonic() + 5
+        while any(each() is not None for each in made) and time.monotonic() < deadline:
+            time.sleep(0.01)  # the last label map goes when it is written
+        most.append(tuple(sum(each() is not None for each in arrays) for arrays in (alive, made)))
+        result = real_maps(scan, **wanted)
+        made.append(weakref.ref(result.labels))
+        return result
 
     monkeypatch.setattr("medcontext.inference.predictor.read_scan", read)
-    monkeypatch.setattr(predictor, "labels_of", labels)
+    monkeypatch.setattr(predictor, "maps_of", maps)
     outcome = predict_files(predictor, find_scans(tmp_path / "scans"), tmp_path / "out")
     assert len(outcome.written) == 6
-    assert max(most) <= 2
+    assert max(scans for scans, _ in most) <= 2
+    assert max(labels for _, labels in most) == 0
 
 
 def test_a_model_that_was_never_a_file_is_like_no_other(model, expected, tmp_path):

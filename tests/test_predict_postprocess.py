@@ -214,6 +214,7 @@ def test_what_helps_on_validation_cases_is_taken_and_done_from_then_on(tmp_path,
     before = [2 * 216 / (2 * 216 + 4 * (1 + index % 3)) for index in range(LEAST_WINS)]
     assert taken[0]["dice"]["first"] == pytest.approx(np.mean(before))
     assert taken[0]["dice"]["second"] == 1.0
+    assert [each.rule.to_dict() for each in tune([made.path], device="cpu") if each.taken] == rules
     # Predictions of new scans, in memory and on disk, have it; unless it is left out.
     scan = tmp_path / "data" / "imagesTr" / "held_out.nii.gz"
     for options, there in (((), False), (("--no-postprocess",), True)):

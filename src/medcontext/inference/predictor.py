@@ -55,10 +55,12 @@ class Predictor:
         models: From :func:`medcontext.inference.model.load_model`, one or several of one plan, such as folds.
         device: Such as ``"cpu"`` or ``"cuda"``.
         mirror: Average over mirrored images, too, along the axes that patches were mirrored along in training.
-        postprocess: Whether the post-processing that was chosen for the models is done.
+        postprocess: Whether the post-processing that was chosen for the models is done, as far as they agree on it.
 
     Attributes:
-        files: The models'.
+        files: The models'; none where they were not loaded from files.
+        about: What is recorded beside the weights of the first.
+        rules: Of the post-processing.
         options: All that decides, beside the models, what is predicted: plain values.
 
     Raises:
@@ -150,11 +152,13 @@ class Predictor:
         """What is wanted of a scan from a file, which may be anything; what goes wrong is one error that names it."""
         try:
             return self.maps_of(scan, outputs=range(self.plan.labels.outputs) if probabilities else (), entropy=entropy)
-        except (MemoryError, RuntimeError) as error:  # PyTorch raises the latter where memory is missing, too
+        except MedContextError:
+            raise
+        except Exception as error:  # what networks raise, and PyTorch where memory is missing, is not documented
             raise MedContextError(
                 "The network could not be applied to this scan.",
                 file=scan.path,
-                found=(str(error) or type(error).__name__).splitlines()[0][:200],
+                found=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300],
                 remedy="if memory is missing, predict on a device with more (--device), or cut the scan into parts",
             ) from error
 
