@@ -33,6 +33,20 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder; on success it takes the place of ``path``, on failure ``path`` stays as it was."""
+    parent = path.resolve().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=parent) as room:
+        new = Path(room) / "new"
+        new.mkdir()
+        yield new
+        if path.exists():
+            path.rename(Path(room) / "old")
+        new.rename(path)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from medcontext.cli import commands, data_commands, evaluate_command
+from medcontext.cli import commands, data_commands, evaluate_command, export_command
 from medcontext.cli.parser import Parser
 from medcontext.errors import MedContextError
 from medcontext.method.presets import PRESETS, MethodConfig
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
         commands.split,
         commands.predict,
         commands.tune,
+        export_command.export,
         evaluate_command.evaluate,
         commands.report,
         commands.compare,

@@ -33,8 +33,14 @@ Box = tuple[slice, slice, slice]
 KEPT_PLACES = 5_000
 """Voxels of each class that patches may be centred on: enough to cover it, few enough to load at once."""
 
+PERCENTILES = (0.5, 99.5)
+"""Of a channel's intensities; what lies beyond is clipped, where a case is normalised by itself."""
+
 PERCENTILE_VOXELS = 1_000_000
 """Voxels of each channel that its percentiles are taken from, or a few more; of smaller scans, all of them."""
+
+SMALLEST_STD = 1e-6
+"""A channel is divided by no less than this times (1 + its mean without sign): a constant one becomes zeros."""
 
 HALF_LIMIT = float(np.finfo(np.float16).max)
 
@@ -131,10 +137,10 @@ def _normalise(image: npt.NDArray[np.float32], how: Normalisation, box: Box) -> 
     normalised = np.empty_like(image)
     for channel, values in enumerate(image):
         inside = np.ascontiguousarray(values[box])
-        low, high = (float(value) for value in np.percentile(_sample(inside), (0.5, 99.5)))
+        low, high = (float(value) for value in np.percentile(_sample(inside), PERCENTILES))
         inside = np.clip(inside, low, high)
         mean = float(inside.mean())
-        normalised[channel] = _scale(values, low, high, mean, max(float(inside.std()), 1e-6 * (1 + abs(mean))))
+        normalised[channel] = _scale(values, low, high, mean, max(float(inside.std()), SMALLEST_STD * (1 + abs(mean))))
     return normalised
 
 

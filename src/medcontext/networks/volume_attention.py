@@ -36,7 +36,7 @@ class VolumeAttention(nn.Module):
         pairs = zip(grid, self.window, strict=True)
         shift = triple([side // 2 if self.shifted and count > side else 0 for count, side in pairs])
         bias = self.relative_bias[self.relative_index].permute(2, 0, 1)[None]
-        apart = kept_apart(grid, self.window, shift, query.device)
+        apart = kept_apart(grid, self.window, shift, query)
         layout = "(b w) heads n c"
         if apart is not None:
             # Windows differ in what they may attend to, samples do not: as heads, windows share this among samples.
@@ -77,18 +77,20 @@ def from_windows(windows: Tensor, grid: Size, window: Size, shift: Size) -> Tens
     return tokens[:, : grid[0], : grid[1], : grid[2]]
 
 
-def kept_apart(grid: Size, window: Size, shift: Size, device: torch.device) -> Tensor | None:
-    """Which pairs of a window's tokens must not attend to each other ``(windows, N, N)``; None: all of them may.
+def kept_apart(grid: Size, window: Size, shift: Size, tokens: Tensor) -> Tensor | None:
+    """Which pairs of a window's tokens must not attend to each other ``(windows, N, N)``, on the device of ``tokens``;
+    None: all of them may.
 
     Tokens that the roll brought in from the far side are kept apart from the others, along each axis, and so are
     those that only fill up the grid.
     """
     if not any(shift) and all(count % side == 0 for count, side in zip(grid, window, strict=True)):
         return None
-    region = torch.zeros(1, 1, 1, dtype=torch.int64, device=device)
+    # Made from the tokens, not for their device by name: a trace would keep the name, and be of use on that device only.
+    region = tokens.new_zeros((1, 1, 1), dtype=torch.int64)
     for axis, (count, side, step) in enumerate(zip(grid, window, shift, strict=True)):
         filled = -(-count // side) * side
-        origin = torch.arange(filled, device=device) + step
+        origin = tokens.new_ones(filled, dtype=torch.int64).cumsum(0) - 1 + step
         kind = (origin >= filled) + 2 * (origin % filled >= count)
         region = 4 * region + kind.view([-1 if other == axis else 1 for other in range(3)])
     regions = to_windows(region[None, ..., None], window, (0, 0, 0))[0, :, :, 0]

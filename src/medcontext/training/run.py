@@ -9,7 +9,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -20,7 +19,7 @@ from medcontext.data.augment_config import AugmentConfig
 from medcontext.data.plan import Plan
 from medcontext.data.split import Split
 from medcontext.errors import MedContextError
-from medcontext.files import read_json, write_json, write_text
+from medcontext.files import read_json, replacing_folder, write_json, write_text
 from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 
@@ -99,17 +98,12 @@ class RunFolder:
         """Write what the training is made of, all of it or nothing; a run that is replaced goes only then."""
         import yaml
 
-        parent = self.path.resolve().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=parent) as room:
-            new = RunFolder(Path(room) / "new")
+        with replacing_folder(self.path) as folder:
+            new = RunFolder(folder)
             write_json(new.plan, plan.to_dict())
             write_json(new.split, dataclasses.asdict(split))
             write_json(new.about, dict(about))
             write_text(new.config, yaml.safe_dump(plain(config), sort_keys=False))
-            if self.path.exists():
-                self.path.rename(Path(room) / "old")
-            new.path.rename(self.path)
 
     def note(self, **facts: Any) -> None:
         """Add to ``run.json``."""

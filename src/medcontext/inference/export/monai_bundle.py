@@ -1,0 +1,186 @@
+"""A MONAI bundle around a TorchScript network: its inference in MONAI's own transforms.
+
+Layout and keys: MONAI Bundle Specification (https://docs.monai.io/en/stable/mb_specification.html).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from medcontext.data.plan import Plan
+from medcontext.data.prepare import PERCENTILES
+from medcontext.files import write_json, write_text
+from medcontext.inference.export.description import outputs
+from medcontext.inference.export.formats import FORMATS
+from medcontext.inference.sliding import OVERLAP
+
+IGNITE = "0.4.11"
+"""What MONAI asks for at least, of the package that its engines run on."""
+
+LICENSE = """\
+No licence has been given for the weights and configuration files of this bundle. Whoever trained the network holds the
+rights, within the terms of the scans it was trained on. Before you pass it on, put the licence you choose here.
+"""
+
+
+def write_bundle(folder: Path, network: nn.Module, plan: Plan, about: Mapping[str, Any], readme: str) -> None:
+    """Write what belongs to ``models/model.ts``, which is there.
+
+    Args:
+        folder: Of the bundle.
+        network: The one that was traced.
+        plan: That scans are prepared by.
+        about: What is recorded beside the weights.
+        readme: In words.
+    """
+    torch.save(dict(network.state_dict()), folder / "models" / "model.pt")
+    write_json(folder / "configs" / "metadata.json", metadata(plan, about))
+    write_json(folder / "configs" / "inference.json", inference(plan))
+    write_text(folder / "docs" / "README.md", readme)
+    write_text(folder / "LICENSE", LICENSE)
+
+
+def metadata(plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the bundle is: ``configs/metadata.json``."""
+    how, names = plan.normalisation, [each["name"] for each in outputs(plan)]
+    ct = how.kind == "ct"
+    common = {"type": "image", "spatial_shape": list(plan.patch), "dtype": "float32", "is_patch_data": True}
+    image: dict[str, Any] = {
+        "format": "hounsfield" if ct else "magnitude",
+        "modality": "CT" if ct else "n/a",
+        "num_channels": plan.channels,
+        "value_range": [how.outside, (how.high - how.mean) / how.std] if ct else [],
+        "channel_def": {str(channel): f"image channel {channel}" for channel in range(plan.channels)},
+    }
+    pred: dict[str, Any] = {
+        "format": "classes" if plan.labels.regions else "labels",
+        "modality": "n/a",
+        "num_channels": len(names),
+        "value_range": [],
+        "channel_def": {str(channel): name for channel, name in enumerate(names)},
+    }
+    return {
+        "version": "1.0.0",
+        "changelog": {"1.0.0": "as exported"},
+        "monai_version": version("monai"),
+        "pytorch_version": torch.__version__.partition("+")[0],
+        "numpy_version": np.__version__,
+        "required_packages_version": {"nibabel": version("nibabel"), "pytorch-ignite": IGNITE},
+        "name": plan.dataset,
+        "task": f"Segmentation of {', '.join(name for name in names if name != 'background')}",
+        "description": f"A network trained with medcontext on the data set {plan.dataset}.",
+        "authors": "not stated",
+        "copyright": "not stated",
+        "intended_use": "Research; not a medical device",
+        "model": dict(about),
+        "network_data_format": {"inputs": {"image": common | image}, "outputs": {"pred": common | pred}},
+    }
+
+
+def inference(plan: Plan) -> dict[str, Any]:
+    """How the bundle is run on a folder of scans: ``configs/inference.json``."""
+    return {
+        "imports": ["$import glob"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/scans'",
+        "output_dir": "$@bundle_root + '/eval'",
+        "datalist": "$sorted(glob.glob(@dataset_dir + '/*.nii.gz'))",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "network_def": f"$torch.jit.load(@bundle_root + '/{FORMATS['monai-bundle'].file}', map_location=@device)",
+        "preprocessing": {"_target_": "Compose", "transforms": _preprocessing(plan)},
+        "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in @datalist]", "transform": "@preprocessing"},
+        "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": list(plan.patch),
+            "sw_batch_size": 1,
+            "overlap": OVERLAP,
+            "mode": "gaussian",
+            "cval": plan.normalisation.outside,
+        },
+        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(plan)},
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "@device",
+            "val_data_loader": "@dataloader",
+            "network": "@network_def",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "amp": False,
+        },
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
+    """From a file to what the network takes."""
+    how, spacing = plan.normalisation, list(plan.spacing)
+    size = f"[max(1, round(n * float(old) / new)) for n, old, new in zip(image.shape[1:], image.pixdim, {spacing})]"
+    steps = [
+        _on("image", "LoadImaged", reader="NibabelReader", image_only=True, ensure_channel_first=True),
+        _on("image", "Orientationd", axcodes=plan.orientation, labels=[["L", "R"], ["P", "A"], ["I", "S"]]),
+        # Spacingd would keep to the spacing, and so cover a little more or less than the scan. Here its extent is kept,
+        # as in the training: a grid of the right size over the scan, then the scan on that grid, which can be undone.
+        _on("image", "CopyItemsd", names="grid"),
+        _on("grid", "Lambdad", func=f"$lambda image: monai.transforms.Resize({size}, mode='nearest')(image)"),
+        _on("image", "ResampleToMatchd", key_dst="grid", mode="bilinear", padding_mode="border", align_corners=False),
+        _on("grid", "DeleteItemsd"),
+    ]
+    if how.kind == "ct":
+        ends = {"a_min": how.low, "a_max": how.high, "b_min": how.outside, "b_max": (how.high - how.mean) / how.std}
+        return [*steps, _on("image", "ScaleIntensityRanged", **ends, clip=True)]
+    # The moments of a scan are those of the box around all that isn't empty. No transform of MONAI's takes them from a
+    # part of the image, so the rest is cut off; where that is undone, it is background.
+    return [
+        *steps,
+        _on("image", "CropForegroundd", source_key="image", select_fn="$lambda x: x != 0", allow_smaller=True),
+        _on("image", "ClipIntensityPercentilesd", lower=PERCENTILES[0], upper=PERCENTILES[1], channel_wise=True),
+        _on("image", "NormalizeIntensityd", channel_wise=True),
+    ]
+
+
+def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
+    """From logits to a file of label numbers in the scan's own grid."""
+    numbers = [each["number"] for each in outputs(plan)]
+    back = _on("pred", "Invertd", transform="@preprocessing", orig_keys="image", nearest_interp=False, to_tensor=True)
+    if plan.labels.regions:
+        # The last region that a voxel is in, counted from 1; 0 where it is in none.
+        places = f"torch.arange(1, {len(numbers) + 1}, device=x.device).reshape(-1, 1, 1, 1)"
+        chosen = _on("pred", "Lambdad", func=f"$lambda x: ((x > 0) * {places}).amax(0, keepdim=True)")
+        numbers = [0, *numbers]
+    else:
+        chosen = _on("pred", "AsDiscreted", argmax=True)
+    kind = next(kind for kind in ("uint8", "uint16", "int32") if max(numbers) <= np.iinfo(kind).max)
+    return [
+        back,
+        chosen,
+        _on(
+            "pred",
+            "MapLabelValued",
+            orig_labels=list(range(len(numbers))),
+            target_labels=numbers,
+            dtype=f"$numpy.{kind}",
+        ),
+        _on(
+            "pred",
+            "SaveImaged",
+            output_dir="@output_dir",
+            output_ext=".nii.gz",
+            output_dtype=f"$numpy.{kind}",
+            output_postfix="",
+            separate_folder=False,
+            resample=True,  # to the grid it has already; MONAI 1.6 forgets an axis of it, and may fail, without this
+        ),
+    ]
+
+
+def _on(key: str, target: str, **settings: Any) -> dict[str, Any]:
+    """A transform of MONAI's on one entry of a case."""
+    return {"_target_": target, "keys": key, **settings}
