@@ -142,7 +142,9 @@ def test_a_run_that_is_killed_goes_on_bit_by_bit(steps, trained, tiny, settings,
     assert not run.last.exists()
     assert load_tensors(run.pretraining.last)["method"]["step"] == 4
     assert run.pretraining.best.exists() == (steps == 4)
+    made = run.pretraining.best.stat().st_mtime_ns if steps == 4 else None
     train(tiny, run.path, settings, resume=True)
+    assert made in (None, run.pretraining.best.stat().st_mtime_ns), "what is done is not done again"
     assert same(run, whole)
     assert [row["step"] for row in run.pretraining.history()] == [row["step"] for row in whole.pretraining.history()]
 

@@ -378,57 +378,54 @@ def test_an_arm_is_at_its_end_if_its_last_quarter_gained_little():
     assert convergence_figure([found["never"]]) is None
 
 
+def made_up_scores(source: Path, path: Path, dices: dict[str, float]) -> RunFolder:
+    """A copy of a scored run, with other scores, of one label."""
+    run = RunFolder(path)
+    shutil.copytree(source, path)
+    evaluation = json.loads(run.evaluation.read_text())
+    rows = [{**evaluation["cases"][0], "case": case, "label": 1, "dice": dice} for case, dice in dices.items()]
+    run.evaluation.write_text(json.dumps({**evaluation, "cases": rows}))
+    return run
+
+
 def test_the_drawn_cases_are_those_of_the_largest_and_the_smallest_gain(conducted, room, tmp_path, monkeypatch):
-    """Scores made up for six cases and two seeds, so that it is known which are to be drawn, and of which seed."""
+    """Scores made up for five cases and three seeds, so that it is known which are to be drawn, and of which seed."""
     gains = {
-        "case_00": (0.1, 0.3),
-        "case_01": (-0.2, 0.0),
-        "case_02": (0.0, 0.1),
-        "case_03": (0.4, 0.3),
-        "case_04": (0.0, 0.0),
+        "case_00": (0.1, 0.2, 0.3),
+        "case_01": (-0.2, 0.0, -0.1),
+        "case_02": (0.0, 0.1, 0.1),
+        "case_03": (0.5, 0.2, 0.3),
+        "case_04": (0.0, 0.0, 0.0),
     }
-    runs = []
-    for arm in ("supervised", "medcontext"):
-        for seed in range(2):
-            source, run = conducted / "2-cases" / arm / f"seed-{seed}", RunFolder(tmp_path / f"{arm}-{seed}")
-            shutil.copytree(source, run.path)
-            evaluation = json.loads(run.evaluation.read_text())
-            rows = [
-                {
-                    **evaluation["cases"][0],
-                    "case": case,
-                    "label": 1,
-                    "dice": 0.5 + (gain[seed] if arm == "medcontext" else 0),
-                }
-                for case, gain in gains.items()
-            ]
-            run.evaluation.write_text(json.dumps({**evaluation, "cases": rows}))
-            runs.append(run)
+    before, after = [], []
+    for seed in range(3):
+        for runs, arm, share in ((before, "supervised", 0), (after, "medcontext", 1)):
+            dices = {case: 0.4 + share * gain[seed] for case, gain in gains.items()}
+            source = conducted / "2-cases" / arm / "seed-0"
+            runs.append(made_up_scores(source, tmp_path / f"{arm}-{seed}", dices))
     drawn = []
     monkeypatch.setattr(pictures, "overlay_figure", lambda cases, names: drawn.extend(cases) or b"")
-    extremes_figure(runs[:2], runs[2:], ("before", "after"), open_dataset(room / "data"))
+    extremes_figure(before, after, ("before", "after"), open_dataset(room / "data"))
     assert [(case.rank, case.name) for case in drawn] == [
-        ("largest gain +0.350", "case_03"),
+        ("largest gain +0.333", "case_03"),
         ("largest gain +0.200", "case_00"),
         ("smallest gain +0.000", "case_04"),
         ("smallest gain -0.100", "case_01"),
     ]
-    (before, score), (after, other) = drawn[0].predictions["before"], drawn[0].predictions["after"]
-    seed = 0 if other == pytest.approx(0.9) else 1
-    assert (before, after) == tuple(run.predictions / "case_03.nii.gz" for run in (runs[seed], runs[2 + seed]))
-    assert (score, other) == (0.5, pytest.approx(0.5 + gains["case_03"][seed]))
-    assert drawn[0].truth == room / "data" / "labelsTr" / "case_03.nii.gz"
-    picture = picture_of_runs([run.path for run in runs[:2]], [run.path for run in runs[2:]], ("before", "after"))
-    assert picture == b""
-    assert len(drawn) == 8
+    for case, seed in zip(drawn, (2, 1, 0, 2), strict=True):
+        assert case.predictions == {
+            "before": (before[seed].predictions / f"{case.name}.nii.gz", pytest.approx(0.4)),
+            "after": (after[seed].predictions / f"{case.name}.nii.gz", pytest.approx(0.4 + gains[case.name][seed])),
+        }
+        assert case.truth == room / "data" / "labelsTr" / f"{case.name}.nii.gz"
     drawn.clear()
     file = tmp_path / "extremes.png"
-    assert command("compare", runs[0].path, runs[2].path, "--pictures", file) == 0
+    assert command("compare", before[0].path, after[0].path, "--pictures", file) == 0
     assert file.exists()
-    assert len(drawn) == 4
-    runs[3].evaluation.unlink()
+    assert [case.name for case in drawn] == ["case_03", "case_00", "case_04", "case_01"]
+    after[0].evaluation.unlink()
     with pytest.raises(MedContextError, match="predicted and scored"):
-        picture_of_runs([runs[0].path], [runs[3].path], ("before", "after"))
+        picture_of_runs([before[0].path], [after[0].path], ("before", "after"))
 
 
 def test_of_a_few_cases_none_is_drawn_twice():
