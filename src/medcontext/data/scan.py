@@ -138,6 +138,21 @@ def read_scan(*paths: Path) -> Scan:
     return Scan(first, array, affine, volumes[0].header)
 
 
+def read_volume(path: Path) -> Volume:
+    """Read an image as it is stored, which takes less memory: one file or DICOM series, in its own type of numbers.
+
+    Returns:
+        ``array`` ``(X, Y, Z)``, or ``(X, Y, Z, C)`` with the channels last.
+
+    Raises:
+        MedContextError: As :func:`read_scan`.
+    """
+    volume = _read(path)
+    if volume.array.ndim not in (3, 4):
+        raise _wrong_dimensions(path, volume.array.shape, "3 axes, or 4 with the channels last")
+    return volume
+
+
 def read_labels(path: Path) -> LabelMap:
     """Read a label map. Whole numbers stored as floats are accepted; fractions are not.
 
