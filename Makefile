@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt hatch_build.py src/medcontext/viewer/niivue.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "medcontext needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.11 install"; exit 1; }
 	$(PYTHON) -m venv .venv
