@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from medcontext.cli import commands, data_commands, evaluate_command, export_command
+from medcontext.cli import commands, data_commands, evaluate_command, export_command, view_command
 from medcontext.cli.parser import Parser
 from medcontext.errors import MedContextError
 from medcontext.method.presets import PRESETS, MethodConfig
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
         evaluate_command.evaluate,
         commands.report,
         commands.compare,
+        view_command.view,
         commands.study,
         commands.demo,
         commands.networks,
@@ -112,7 +113,10 @@ def _add_commands(subcommands: Any, commands: Mapping[str, Callable[..., int]]) 
         summary = (command.__doc__ or "").splitlines()[0]
         inner = Parser(description=summary)
         flags = [flag for flag, each in signature(command).parameters.items() if each.default is False]
-        inner.add_function_arguments(command, as_positional=True, skip={*flags})
+        several = [name for name, each in signature(command).parameters.items() if each.default == ()]
+        inner.add_function_arguments(command, as_positional=True, skip={*flags, *several})
+        for paths in several:
+            inner.add_argument(paths, type=Path, nargs="*", default=[], help=_described(command, paths))
         for flag in flags:
             inner.add_argument(f"--{flag}", action="store_true", help=_described(command, flag))
         subcommands.add_subcommand(name, inner, help=summary)

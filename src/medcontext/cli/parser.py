@@ -17,12 +17,17 @@ UNKNOWN = re.compile(
 )
 """How jsonargparse says so of a key in a YAML file, and of an option."""
 
+STRAY = re.compile(r"[Uu]nrecognized arguments: [^-]")
+"""How jsonargparse says so of a file."""
+
 
 class Parser(ArgumentParser):
     """Of the command line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leave with exit code 2, and with a suggestion where an option is not known."""
+        if STRAY.search(message):
+            super().error(f"{message}; there are too many files, or some of them come after an option", ex)
         found = UNKNOWN.search(message)
         near = nearest(next(name for name in found.groups() if name)) if found else None
         super().error(message if near is None else f"{message}; the nearest is '{near}'", ex)
