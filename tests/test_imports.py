@@ -20,9 +20,10 @@ MAY_IMPORT = {
     "data": set(),
     "inference": {"data", "networks"},
     "evaluation": {"data"},
+    "viewer": {"data"},
     "training": {"data", "networks", "losses", "method", "inference"},
     "studies": {"data", "networks", "losses", "method", "inference", "evaluation", "training"},
-    "cli": {"data", "networks", "losses", "method", "inference", "evaluation", "training", "studies"},
+    "cli": {"data", "networks", "losses", "method", "inference", "evaluation", "viewer", "training", "studies"},
 }
 
 
