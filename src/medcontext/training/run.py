@@ -109,6 +109,11 @@ class RunFolder:
         """Add to ``run.json``."""
         write_json(self.about, read_json(self.about) | facts)
 
+    @property
+    def finished(self) -> bool:
+        """Whether the training has come to its end, which it notes itself once nothing is left to do."""
+        return "finished" in read_json(self.about)
+
     def read_config(self) -> dict[str, Any]:
         """The settings as plain values."""
         import yaml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,9 @@ def train(
         if begun.config.pretrain_steps and begun.checkpoint is None:
             _pretrain(run.pretraining, begun, fabric, progress)
         _learn(run, begun, fabric, progress)
+    if fabric.is_global_zero:
+        run.note(finished=time.strftime("%Y-%m-%d %H:%M:%S"))
+    fabric.barrier()
     return run.path
 
 
