@@ -47,13 +47,14 @@ _DARK = _Theme(
 
 _PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Validation Dice", "on cases that are not trained on", ("dice/student", "dice/teacher")),
+    ("Quick validation Dice", "on a few patches of these cases", ("quick_dice/student", "quick_dice/teacher")),
     ("Context score", "Dice where the scan was hidden", ("context_score",)),
     ("Context gap", "clean Dice minus context score", ("context_gap",)),
     ("Consistency's share", "of the gradient norm", ("gradient_share/consistency",)),
     ("Teacher momentum", "of its moving average", ("momentum",)),
     ("Teacher entropy", "near 0 is certain", ("teacher_entropy",)),
 )
-"""Heading, what it means, and the keys of the records, the second one dashed. The losses come after the first."""
+"""Heading, what it means, and the keys of the records, the second one dashed. The losses come after the first two."""
 
 
 def curves_figure(runs: Mapping[str, History], dark: bool = False) -> bytes | None:
@@ -73,7 +74,7 @@ def curves_figure(runs: Mapping[str, History], dark: bool = False) -> bytes | No
     by_loss = [(f"{key.removeprefix('loss/').capitalize()} loss", "", (key,)) for key in losses]
     panels = [
         (heading, meaning, series)
-        for heading, meaning, keys in (_PANELS[0], *by_loss, *_PANELS[1:])
+        for heading, meaning, keys in (*_PANELS[:2], *by_loss, *_PANELS[2:])
         if (series := {key: found for key in keys if (found := _series(runs, key))})
     ]
     if not panels:

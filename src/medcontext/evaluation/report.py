@@ -23,6 +23,7 @@ _DIAGNOSTICS = {
     "step": "Step",
     "dice/student": "Validation Dice of the student",
     "dice/teacher": "Validation Dice of the teacher",
+    "quick_dice/": "Quick validation Dice, on patches, of the ",
     "loss/": "Loss: ",
     "context_score": "Context score: Dice of the masked pass where the scan was hidden",
     "context_gap": "Context gap: Dice of the clean pass minus context score",

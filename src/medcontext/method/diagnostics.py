@@ -28,18 +28,36 @@ def hard_dice(logits: Tensor, target: Tensor, region: Tensor | None = None, memb
     Returns:
         ``(K - 1,)`` float32, or ``(K,)`` for regions; NaN where there is nothing in either, which has no Dice.
     """
+    return dice_of(overlap(logits, target, region, membership))
+
+
+def dice_of(counts: Tensor) -> Tensor:
+    """Dice from what :func:`overlap` counts, or from the sum of several such counts."""
+    both, predicted, true = counts
+    dice: Tensor = 2 * both / (predicted + true)
+    return dice.float()
+
+
+def overlap(logits: Tensor, target: Tensor, region: Tensor | None = None, membership: Tensor | None = None) -> Tensor:
+    """Voxels of each foreground class, or region, in prediction and truth, in the prediction, and in the truth.
+
+    Args:
+        logits: As :func:`hard_dice` takes them, and so are the others.
+
+    Returns:
+        ``(3, K - 1)`` int64, or ``(3, K)`` for regions.
+    """
     counted = target >= 0 if region is None else (target >= 0) & region
     if membership is not None:
         predicted = logits.movedim(1, -1)[counted] > 0
         true = membership.T[target[counted]]
-        return 2 * (predicted & true).sum(0) / (predicted.sum(0) + true.sum(0))
+        return torch.stack([(predicted & true).sum(0), predicted.sum(0), true.sum(0)])
     classes = logits.shape[1]
     # Counted from 1, so that 0 is what is left out.
     chosen = torch.where(counted, logits.argmax(dim=1) + 1, 0)
     wanted = torch.where(counted, target + 1, 0)
     agreed = torch.where(chosen == wanted, chosen, 0)
-    predicted, true, both = (torch.bincount(each.flatten(), minlength=classes + 1) for each in (chosen, wanted, agreed))
-    return (2 * both / (predicted + true))[2:].float()
+    return torch.stack([torch.bincount(each.flatten(), minlength=classes + 1)[2:] for each in (agreed, chosen, wanted)])
 
 
 def context(

@@ -135,6 +135,10 @@ class TrainConfig:
     validations: int = 8
     """How often the validation cases are predicted as a whole, spread evenly over the training."""
 
+    quick_validations: int = 3
+    """How often between two of them, on a few fixed patches of the same cases. Each costs about as much as a training
+    step, and none chooses the model; 0: never."""
+
     save_every: int = 100
     """Steps between checkpoints to resume from."""
 
@@ -168,7 +172,16 @@ class TrainConfig:
         for name in ("patch", "spacing"):
             value = getattr(self, name)
             require(value is None or min(value) > 0, name, value, "three sizes (D, H, W) above 0")
-        for name in ("seed", "split_seed", "fold", "workers", "weight_decay", "unlabelled_batch", "pretrain_steps"):
+        for name in (
+            "seed",
+            "split_seed",
+            "fold",
+            "workers",
+            "weight_decay",
+            "unlabelled_batch",
+            "pretrain_steps",
+            "quick_validations",
+        ):
             value = getattr(self, name)
             require(value is None or value >= 0, name, value, "0 or more")
         fixed = self.pretrain_steps == 0 or self.max_time is None

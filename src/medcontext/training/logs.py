@@ -56,7 +56,7 @@ class RunLogs:
             self._open(name, step, settings)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Write a row: ``kind`` (``train``, ``validation``), ``step``, and numbers by name.
+        """Write a row: ``kind`` (``train``, ``validation``, ``quick``), ``step``, and numbers by name.
 
         Numbers that are not finite are left out. In TensorBoard and trackers a name without a group (``loss/clean`` has
         one) is shown in the group of its kind.

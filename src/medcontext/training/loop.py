@@ -18,6 +18,7 @@ from medcontext.training.distribution import any_of
 from medcontext.training.explain import explained
 from medcontext.training.meter import Meter, training_note
 from medcontext.training.overlays import PatchOverlay
+from medcontext.training.quick import QuickValidation, validation_steps
 from medcontext.training.signals import stop_asked
 from medcontext.training.state import Training
 from medcontext.training.step import train_step
@@ -36,21 +37,21 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
     loader, meter = batches_of(batches, left, config.workers), Meter(training.device)
     draws = training.logs is not None and training.segments
     overlay = PatchOverlay(batches[0], training.plan, training.method.config, config.seed) if draws else None
-    validate_at = {round(steps * (k + 1) / config.validations) for k in range(config.validations)} | {steps}
+    validations = _Validations(training, overlay)
     own_random_state = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
     saved, clock = time.monotonic(), _Clock(training)
     with own_random_state, progress.task("training") as update, stop_asked() as stop, _saved_on_error(training):
-        if training.step in validate_at and training.validated < training.step:
-            _validate(training, overlay)
+        if validations.due and training.validated < training.step:
+            validations()
         for batch in meter.watch(loader):
             row = train_step(training, batch)
             clock.tick()
             if row:
                 training.latest |= meter.values()
                 training.log(row | meter.values() | {"seconds": round(training.seconds, 2)})
-            if training.step in validate_at:
+            if validations.due:
                 with meter.aside():
-                    _validate(training, overlay)
+                    validations()
                 clock.tick()
             if _stops(training, stop.is_set(), logged=bool(row)):
                 training.save()
@@ -119,6 +120,35 @@ def _saved_on_error(training: Training) -> Iterator[None]:
             training.logs.close(success=succeeded)
 
 
+class _Validations:
+    """Validates whole volumes, and patches between, after the steps that are meant for it."""
+
+    def __init__(self, training: Training, overlay: PatchOverlay | None) -> None:
+        config = training.config
+        self._training = training
+        self._overlay = overlay
+        self._whole, self._between = validation_steps(training.steps, config.validations, config.quick_validations)
+        self._quick = QuickValidation(training.validation, training.plan, config.seed, training.device, training.fabric)
+
+    @property
+    def due(self) -> bool:
+        """Whether this is such a step. Without validation cases there is nothing to look at between."""
+        step = self._training.step
+        return step in self._whole or (step in self._between and bool(self._training.validation))
+
+    def __call__(self) -> None:
+        training = self._training
+        if training.step in self._whole:
+            _validate(training, self._overlay)
+        else:
+            with training.autocast():
+                scores = self._quick(training.networks())
+            row = {f"quick_dice/{name}": score for name, score in scores.items()}
+            training.log({"kind": "quick", "step": training.step, **row})
+            training.latest |= row
+        training.validated = training.step
+
+
 def _validate(training: Training, overlay: PatchOverlay | None) -> None:
     """Score student and teacher on whole volumes; keep the better of the two if it is the best so far.
 
@@ -149,4 +179,3 @@ def _validate(training: Training, overlay: PatchOverlay | None) -> None:
         with training.autocast():
             pixels = overlay(training.method.bare_student, None if teacher is None else teacher.network)
         training.logs.picture(pixels, training.step)
-    training.validated = training.step

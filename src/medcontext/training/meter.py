@@ -194,6 +194,7 @@ NOTE = {
     "loss/total": "loss {:.3f}",
     "dice/student": "Dice {:.3f}",
     "dice/teacher": "teacher {:.3f}",
+    "quick_dice/student": "quick {:.3f}",
     "context_score": "context {:.3f}",
     "loss/clean": "clean {:.3f}",
     "loss/masked": "masked {:.3f}",

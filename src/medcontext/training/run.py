@@ -25,7 +25,7 @@ from medcontext.training.config import TrainConfig
 
 MAY_CHANGE = frozenset({
     *("device", "devices", "num_nodes", "precision", "compile", "workers", "cache", "loggers"),
-    *("log_every", "save_every", "save_minutes", "max_bad_steps"),
+    *("log_every", "save_every", "save_minutes", "max_bad_steps", "quick_validations"),
 })  # fmt: skip
 """Settings that a resumed run may be given anew: they do not change what is learned."""
 
@@ -34,8 +34,8 @@ class RunFolder:
     """Paths and files of a run.
 
     ``config.yaml`` settings in full, ``plan.json``, ``split.json``, ``run.json`` (data, versions, hardware, times),
-    ``metrics.jsonl`` (one row per logged step and per validation), ``last.pt`` and ``previous.pt`` (to resume),
-    ``best.pt`` (the model), ``bad_steps.json`` (steps that were skipped, if any), ``pretraining/`` (metrics,
+    ``metrics.jsonl`` (one row per logged step and per validation, quick ones too), ``last.pt`` and ``previous.pt`` (to
+    resume), ``best.pt`` (the model), ``bad_steps.json`` (steps that were skipped, if any), ``pretraining/`` (metrics,
     checkpoints and weights of a pre-training, if there was one), ``postprocessing.json`` (what was tried on the model's
     predictions, if anything), ``test/`` (predictions and scores of the held-out cases), ``report.html``.
     """

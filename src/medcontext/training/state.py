@@ -42,7 +42,7 @@ class Training:
         logs: Where rows and pictures go; None but in the first process.
         best: Best validation Dice so far; below 0 before the first.
         stale: Validations since then.
-        validated: Step of the last validation.
+        validated: Step of the last validation, of whole volumes or of patches.
         seconds: Time spent in the loop, over all resumptions.
         latest: What was logged last, by name.
         whole: False while a step is being applied, when there is no state to write.
