@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcontext.data.formats import write_by_itk
+from medcontext.data.writing import write_metaimage, write_nrrd
 from medcontext.data.plan import make_plan
 from medcontext.data.plan_file import write_plan
 from medcontext.data.scan import LabelMap
@@ -231,10 +231,10 @@ def test_every_format_gives_the_same_scene(case, tmp_path):
     straight = np.diag([-0.8, -0.9, 2.5, 1.0])
     nifti = make_scene(write_nifti(tmp_path / "n.nii.gz", array, straight), [], None, Names(), 10**6)
     write_series(tmp_path / "dicom", array, straight)
-    files = [tmp_path / "dicom"]
-    for ending in ("nrrd", "mha"):
-        files.append(tmp_path / f"scan.{ending}")
-        write_by_itk(files[-1], array, straight)
+    files = [tmp_path / "dicom", tmp_path / "scan.nrrd", tmp_path / "scan.mha"]
+    voxels = array.astype(np.int32)
+    write_nrrd(files[1], voxels, straight, files[0])
+    write_metaimage(files[2], voxels, straight, files[0])
     for file in files:
         scene = make_scene(file, [], None, Names(), 10**6)
         np.testing.assert_array_equal(volume_of(scene).get_fdata(), volume_of(nifti).get_fdata())
