@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medcontext.data.writing import write_metaimage, write_nrrd
 from medcontext.data.plan import make_plan
 from medcontext.data.plan_file import write_plan
 from medcontext.data.scan import LabelMap
+from medcontext.data.writing import write_metaimage, write_nrrd
 from medcontext.drawing import LABEL_COLOURS
 from medcontext.errors import MedContextError
 from medcontext.viewer.grid import LONGEST_AXIS, require_same_grid, steps
