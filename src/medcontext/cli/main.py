@@ -79,19 +79,25 @@ def _run(name: str, settings: Namespace) -> int:
 
 
 def _train(settings: Namespace) -> int:
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
     from medcontext.progress import Progress
     from medcontext.training.train import train
 
-    values = {field.name: settings[field.name] for field in dataclasses.fields(TrainConfig)}
-    run = train(
-        settings.data,
-        settings.out,
-        TrainConfig(**values),
-        resume=settings.resume,
-        replace=settings.replace,
-        progress=Progress(),
-    )
-    print(f"trained: {run}. Next: medcontext report {run}")
+    config = TrainConfig(**{field.name: settings[field.name] for field in dataclasses.fields(TrainConfig)})
+    how = {"resume": settings.resume, "replace": settings.replace, "progress": Progress()}
+    if settings.folds is None:
+        run = train(settings.data, settings.out, config, **how)
+        rank_zero_only(print)(f"trained: {run}. Next: medcontext report {run}")
+        return 0
+
+    from medcontext.cli.tables import print_table
+    from medcontext.studies.cross_validation import cross_validate
+    from medcontext.studies.fold_summary import folds_table
+
+    summary = cross_validate(settings.data, settings.out, config, folds=settings.folds, **how)
+    rank_zero_only(print_table)(folds_table(summary))
+    rank_zero_only(print)(f"cross-validated: {settings.out / 'summary.json'}; a run folder for each fold beside it")
     return 0
 
 
@@ -134,6 +140,9 @@ def _train_parser(given: Sequence[str]) -> ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="run folder to write")
     parser.add_argument("--resume", action="store_true", help="go on with the run where it stopped, if it is there")
     parser.add_argument("--replace", action="store_true", help="remove the run that is there first")
+    parser.add_argument(
+        "--folds", type=int | None, help="train so many folds, one after the other, each in a folder of its own in OUT"
+    )
     parser.add_argument("--config", action="config", help="YAML file of settings")
     parser.add_class_arguments(TrainConfig, as_group=False, skip={"method"})
     parser.add_class_arguments(MethodConfig, "method", default=PRESETS[_preset_asked(given)])
