@@ -163,6 +163,9 @@ def test_of_equal_classes_the_lowest_wins():
     logits[0] = -1
     labels = to_native([Slab(logits, 0, 2)], (2, 3, 4), plan_with(), (7, 6, 5), np.eye(4)).labels
     assert (labels == 7).all()
+    # Half way between two voxels of different classes.
+    logits = torch.tensor([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0]]).view(3, 1, 1, 2)
+    assert to_native([Slab(logits, 0, 1)], (1, 1, 2), plan_with(3), (1, 1, 1), np.eye(4)).labels.item() == 7
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])

@@ -108,7 +108,7 @@ def test_windows_of_one_value_are_computed_once():
     image[:, 38:] = 0.5
     network = Watched()
     logits = sliding_logits(network, image, (8, 8, 8), 0.0)
-    # Three windows begin before slice 10, five hold the first value alone, two reach into the last slices.
+    # Three windows begin before slice 10, five hold the first value alone, one reaches into the last slices.
     shown = [tuple(window.flatten(1).unique(dim=1).shape) for window in network.seen]
     assert len(network.seen) == 3 + 1 + 1
     assert shown.count((2, 1)) == 1

@@ -36,17 +36,21 @@ class Ensemble(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits ``(B, K, D, H, W)``; float32 where they are a mean."""
-        total = None
         members = list(itertools.product(self.networks, self._flips))
+        if len(members) == 1:
+            return _finest(self.networks[0](image))
+        total = None
         for network, flip in members:
-            outputs = network(image.flip(flip))
-            logits = (outputs if isinstance(outputs, Tensor) else outputs[0]).flip(flip)
-            if len(members) == 1:
-                return logits
+            # Turning nothing would copy it.
+            logits = _finest(network(image.flip(flip) if flip else image))
             total = torch.zeros_like(logits, dtype=torch.float32) if total is None else total
-            total += logits
+            total += logits.flip(flip) if flip else logits
         assert total is not None
         return total.div_(len(members))
+
+
+def _finest(outputs: Tensor | Sequence[Tensor]) -> Tensor:
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 def common_plan(models: Sequence[Model]) -> Plan:

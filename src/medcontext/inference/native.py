@@ -100,7 +100,7 @@ def _neighbouring(slabs: Iterable[Slab], old: int, new: int) -> Iterator[tuple[R
         while place and place[0] + axis.between < slab.stop:
             before, share = place
             after = before + axis.between
-            held = {d: held[d] if d in held else Ranked(slab[d]) for d in (before, after)}
+            held = {d: held[d] if d in held else Ranked(slab[d]) for d in {before, after}}
             yield held[before], held[after], share
             place = next(places, None)
 

@@ -18,7 +18,11 @@ OVERLAP = 0.5
 """Share of a window that it has in common with the next, along each axis."""
 
 WINDOWS = 2
-"""Windows that a GPU is given at once; one keeps a CPU busy."""
+"""Windows that a network is given at once."""
+
+LARGE = 64**3
+"""Voxels of windows that a CPU is given one at a time: two would take twice the memory and as long. Of smaller ones,
+two together take it two thirds of the time, since PyTorch has no fast convolution for one alone."""
 
 SINGLE_PRECISION = 2 * GIB
 """Bytes up to which logits are added up in single precision; beyond, in half precision, as nnU-Net always does, in half
@@ -114,14 +118,16 @@ def _padded(image: Tensor, patch: Size, outside: float) -> tuple[Tensor, tuple[i
     after = [max(0, side - n) - b for side, n, b in zip(patch, image.shape[1:], before, strict=True)]
     around = [count for pair in zip(before[::-1], after[::-1], strict=True) for count in pair]
     height, width = (slice(b, b + n) for b, n in zip(before[1:], image.shape[2:], strict=True))
-    return F.pad(image, around, value=outside), (before[0], height, width), image.shape[1]
+    padded = F.pad(image, around, value=outside) if any(around) else image
+    return padded, (before[0], height, width), image.shape[1]
 
 
 def _outputs(
     network: nn.Module, image: Tensor, windows: list[Window], known: dict[tuple[float, ...], Tensor]
 ) -> Iterator[tuple[Window, Tensor]]:
     """Logits ``(K, *patch)`` of each window; the last one of a single value in each channel is kept in ``known``."""
-    at_once = 1 if image.device.type == "cpu" else WINDOWS
+    large = image[0, *windows[0]].numel() >= LARGE
+    at_once = 1 if large and image.device.type == "cpu" else WINDOWS
     waiting: list[tuple[Window, tuple[float, ...] | None]] = []
     for index, window in enumerate(windows, start=1):
         values = _only_values(image[:, *window])

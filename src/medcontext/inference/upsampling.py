@@ -76,19 +76,18 @@ class Ranked:
 
     Attributes:
         logits: The same.
-        best: ``(H, W)`` uint8 or int16, the largest class of each voxel; of equal ones the lowest.
+        best: ``(H, W)`` int16, the largest class of each voxel; of equal ones the lowest.
     """
 
     def __init__(self, logits: Tensor) -> None:
         # One class after the other, so that what is compared stays in a processor's cache.
         self.logits = logits
-        kind = torch.uint8 if len(logits) <= torch.iinfo(torch.uint8).max else torch.int16
         first = logits[0].float().clone()
         second, lesser = torch.full_like(first, -torch.inf), torch.empty_like(first)
-        self.best = torch.zeros_like(first, dtype=kind)
+        self.best = torch.zeros_like(first, dtype=torch.int16)
         for k, values in enumerate(logits[1:], start=1):
             values = values.float()
-            torch.maximum(self.best, (values > first).to(kind).mul_(k), out=self.best)
+            torch.maximum(self.best, (values > first).short().mul_(k), out=self.best)
             torch.minimum(first, values, out=lesser)
             torch.maximum(second, lesser, out=second)
             torch.maximum(first, values, out=first)
@@ -142,7 +141,7 @@ class Plane:
         self._corners = [down * old[1] + right for down, right in itertools.product(*sides)]
 
     def largest(self, below: Ranked, above: Ranked, share: float) -> Tensor:
-        """Index of the largest class of each voxel, ``(H, W)`` uint8 or int16; of equal ones the lowest.
+        """Index of the largest class of each voxel, ``(H, W)`` int16; of equal ones the lowest.
 
         Args:
             below: Slice before the new one.
@@ -169,7 +168,7 @@ class Plane:
 
     def positive(self, below: Tensor, above: Tensor, share: float) -> Tensor:
         """Where one logit, in slices ``(H, W)``, is above 0: ``(H, W)`` bool; the rest as in :meth:`largest`."""
-        found, mixed = self._compared((below > 0).to(torch.uint8), (above > 0).to(torch.uint8))
+        found, mixed = self._compared((below > 0).short(), (above > 0).short())
         values = [
             below.take(at).lerp(above.take(at), share).index_select(0, mixed.of)
             for at in (mixed.cells + corner for corner in self._corners)

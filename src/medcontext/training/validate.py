@@ -16,7 +16,7 @@ from medcontext.method.diagnostics import hard_dice
 from medcontext.training.distribution import gathered
 
 
-def membership(plan: Plan, device: str) -> Tensor | None:
+def membership(plan: Plan, device: torch.device | str) -> Tensor | None:
     """Which class of the labels belongs to which region, where the plan has regions: ``(regions, classes)``."""
     table = plan.labels.membership()
     return None if table is None else torch.from_numpy(table).to(device)
@@ -35,7 +35,6 @@ def validate(
         fabric: Its processes share the cases; each gets the scores of all.
     """
     scores: dict[str, float] = {}
-    members = membership(plan, device)
     for name, network in networks.items():
         was_training = network.training
         network.eval()
@@ -46,7 +45,9 @@ def validate(
             logits = sliding_logits(
                 network, torch.from_numpy(case.image[:]).float().to(device), plan.patch, plan.normalisation.outside
             )
-            target = torch.from_numpy(case.label[:])[None].long().to(device)
+            # Where the device has no room for the logits, they are in the computer's memory.
+            target = torch.from_numpy(case.label[:])[None].long().to(logits.device)
+            members = membership(plan, logits.device)
             own[case_name] = hard_dice(logits[None], target, membership=members).tolist()
         network.train(was_training)
         per_case = torch.tensor([*gathered(fabric, own).values()])
