@@ -31,9 +31,10 @@ def resample(image: Array, size: tuple[int, ...]) -> Array:
         old = image.shape[axis]
         if new == old:
             continue
-        place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        place = (np.arange(new, dtype=np.float32) + 0.5) * np.float32(old / new) - 0.5  # in single precision, as torch
+        place = place.clip(0, old - 1)
         before = np.floor(place).astype(int)
-        share = (place - before).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(4)])
+        share = (place - before.astype(np.float32)).reshape([-1 if a == axis else 1 for a in range(4)])
         after = np.minimum(before + 1, old - 1)
         image = image.take(before, axis) * (1 - share) + image.take(after, axis) * share
     return image

@@ -32,9 +32,6 @@ PLANS = {
 }
 """One for each way in which scans are normalised and labels are made of logits."""
 
-SHALLOW = {"features": [4, 8], "strides": [[1] * 3, [2] * 3], "kernels": [[3] * 3] * 2}
-"""Settings of a U-Net that is exported in a moment."""
-
 
 def make_plan(name: str, **changed) -> Plan:
     values = {"channels": 1, "orientation": "SAR", "spacing": (1.4, 1.2, 1.1), "patch": PATCH} | PLANS[name] | changed

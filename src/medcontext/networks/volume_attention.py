@@ -86,7 +86,7 @@ def kept_apart(grid: Size, window: Size, shift: Size, tokens: Tensor) -> Tensor 
     """
     if not any(shift) and all(count % side == 0 for count, side in zip(grid, window, strict=True)):
         return None
-    # Made from the tokens, not for their device by name: a trace would keep the name, and be of use there only.
+    # Made from the tokens, not on their device by name: a trace would keep the name, and run on that device alone.
     region = tokens.new_zeros((1, 1, 1), dtype=torch.int64)
     for axis, (count, side, step) in enumerate(zip(grid, window, shift, strict=True)):
         filled = -(-count // side) * side

@@ -15,14 +15,27 @@ import torch
 from torch import nn
 
 from medcontext.data.plan import Plan
-from medcontext.data.prepare import PERCENTILES
+from medcontext.data.prepare import PERCENTILES, SMALLEST_STD
 from medcontext.files import write_json, write_text
 from medcontext.inference.export.description import outputs
 from medcontext.inference.export.formats import FORMATS
 from medcontext.inference.sliding import OVERLAP
 
-IGNITE = "0.4.11"
-"""What MONAI asks for at least, of the package that its engines run on."""
+_STEPS = (
+    # Resampled zeros may be as far from 0 as double precision is from the truth.
+    "filled := lambda x: x.abs() > 1e-10 * x.abs().max()",
+    "box := monai.transforms.CropForeground(select_fn=filled, allow_smaller=True)(image.as_tensor())",
+    f"ends := torch.from_numpy(numpy.percentile(box.flatten(1).numpy(), {list(PERCENTILES)}, axis=1)).float()",
+    "ends := ends[..., None, None, None]",
+    "inside := box.clamp(*ends)",
+    "mean := inside.mean((1, 2, 3), keepdim=True)",
+    f"least := {SMALLEST_STD} * (1 + mean.abs())",
+    "std := torch.maximum(inside.std((1, 2, 3), correction=0, keepdim=True), least)",
+    "(image.clamp(*ends) - mean) / std",
+)
+_NORMALISE = f"$lambda image: ({', '.join(_STEPS)})[-1]"
+"""Each channel by the moments of the box around all that isn't empty; MONAI's own transforms take those of an image
+from the whole of it, or from its voxels that are not 0."""
 
 LICENSE = """\
 No licence has been given for the weights and configuration files of this bundle. Whoever trained the network holds the
@@ -72,7 +85,7 @@ def metadata(plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {"nibabel": version("nibabel"), "pytorch-ignite": IGNITE},
+        "required_packages_version": {"nibabel": version("nibabel")},
         "name": plan.dataset,
         "task": f"Segmentation of {', '.join(name for name in names if name != 'background')}",
         "description": f"A network trained with medcontext on the data set {plan.dataset}.",
@@ -106,6 +119,8 @@ def inference(plan: Plan) -> dict[str, Any]:
             "cval": plan.normalisation.outside,
         },
         "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(plan)},
+        "predict": "$lambda image: @inferer(image[None].to(@device), @network_def)[0]",
+        # What MONAI's specification asks for, and other programs look for. It needs pytorch-ignite; 'run' does without.
         "evaluator": {
             "_target_": "SupervisedEvaluator",
             "device": "@device",
@@ -115,7 +130,7 @@ def inference(plan: Plan) -> dict[str, Any]:
             "postprocessing": "@postprocessing",
             "amp": False,
         },
-        "run": ["$@evaluator.run()"],
+        "run": ["$[@postprocessing({**case, 'pred': @predict(case['image'])})['pred'].shape for case in @dataset]"],
     }
 
 
@@ -136,14 +151,7 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     if how.kind == "ct":
         ends = {"a_min": how.low, "a_max": how.high, "b_min": how.outside, "b_max": (how.high - how.mean) / how.std}
         return [*steps, _on("image", "ScaleIntensityRanged", **ends, clip=True)]
-    # The moments of a scan are those of the box around all that isn't empty. No transform of MONAI's takes them from a
-    # part of the image, so the rest is cut off; where that is undone, it is background.
-    return [
-        *steps,
-        _on("image", "CropForegroundd", source_key="image", select_fn="$lambda x: x != 0", allow_smaller=True),
-        _on("image", "ClipIntensityPercentilesd", lower=PERCENTILES[0], upper=PERCENTILES[1], channel_wise=True),
-        _on("image", "NormalizeIntensityd", channel_wise=True),
-    ]
+    return [*steps, _on("image", "Lambdad", func=_NORMALISE)]
 
 
 def _postprocessing(plan: Plan) -> list[dict[str, Any]]:

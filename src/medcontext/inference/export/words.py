@@ -75,7 +75,7 @@ def _opening(about: Mapping[str, Any]) -> str:
     channels = about["channels"]
     return _wrapped(
         "This is a MONAI bundle: a TorchScript network, and the steps below in MONAI's own transforms. It needs monai, "
-        "pytorch-ignite, nibabel and fire. SCANS is a folder of .nii.gz files, one per scan"
+        "nibabel and fire. SCANS is a folder of .nii.gz files, one per scan"
         + (f" with its {channels} channels along the fourth axis" if channels > 1 else "")
         + "; a label map of the same name, shape and affine is written for each. In this folder:"
     )
@@ -91,7 +91,7 @@ def _steps(about: Mapping[str, Any]) -> list[str]:
         f"{ends[axes[1]]} and {ends[axes[2]]}, in this order ('{axes}' in nibabel's letters).",
         f"Resample to {listed(about['spacing_mm'])} mm over the same extent. An axis of n voxels gets round(n * old "
         "spacing / new spacing), at least 1; new voxel i lies at (i + 0.5) * n / new n - 0.5 of the old ones. Linear "
-        "along every axis, without smoothing; beyond the outermost voxels their values go on.",
+        "along every axis, without smoothing; beyond the outermost voxels their values go on. Single precision.",
         _normalisation(about["normalisation"]),
         f"Where an axis is shorter than the window, pad it with {about['outside']:g}: half before (rounded down), half "
         "after.",
