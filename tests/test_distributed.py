@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -22,12 +23,15 @@ from medcontext.method.objective import MedContext
 from medcontext.method.presets import MethodConfig
 from medcontext.training import distribution
 from medcontext.training.config import TrainConfig
-from medcontext.training.distribution import launch, require_equal_shares
+from medcontext.training.distribution import first_does, follow_first, launch, of_all, require_equal_shares
 from medcontext.training.run import RunFolder, from_stored
 from medcontext.training.train import train
 from tests.test_train import NETWORK, SECONDS, weights
 
 SHORT = SECONDS | {"max_steps": 4, "log_every": 1, "save_every": 100, "validations": 2, "validation_share": 0.5}
+
+SPEED = {"data_wait", "steps_per_second"}
+"""Not known at the first step of a run, nor of a resumed one."""
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +57,18 @@ def command(data, run: RunFolder, settings: TrainConfig, *more: object) -> list[
     return ["-m", "medcontext", "train", str(data), *given, *map(str, more)]
 
 
+def require_same_losses(one: RunFolder, two: RunFolder) -> None:
+    rows = [run.history() for run in (one, two)]
+    assert [row["step"] for row in rows[1]] == [row["step"] for row in rows[0]] == [1, 1, 2, 2, 3, 3, 4, 4]
+    for single, double in zip(*rows, strict=True):
+        assert single.keys() - SPEED == double.keys() - SPEED
+        names = ("loss/clean", "loss/masked", "loss/consistency", "loss/total", "gradient_norm")
+        for name in names if single["kind"] == "train" else ():
+            assert double[name] == pytest.approx(single[name], rel=1e-4)
+        for name in single if single["kind"] in ("validation", "quick") else ():
+            assert double[name] == pytest.approx(single[name], abs=0.002)
+
+
 def test_two_processes_give_the_losses_and_scores_of_one_and_write_once(tiny, settings, tmp_path):
     one = RunFolder(train(tiny, tmp_path / "one", settings))
     two = RunFolder(tmp_path / "two")
@@ -61,16 +77,7 @@ def test_two_processes_give_the_losses_and_scores_of_one_and_write_once(tiny, se
     assert done.returncode == 0, done.stderr
     assert "2 x cpu" in done.stderr
     assert len(one.read_split().validation) == 3
-    rows = [run.history() for run in (one, two)]
-    assert [row["step"] for row in rows[1]] == [row["step"] for row in rows[0]] == [1, 1, 2, 2, 3, 3, 4, 4]
-    for single, double in zip(*rows, strict=True):
-        assert single.keys() == double.keys()
-        assert single["kind"] == double["kind"]
-        names = ("loss/clean", "loss/masked", "loss/consistency", "loss/total", "gradient_norm")
-        for name in names if single["kind"] == "train" else ():
-            assert double[name] == pytest.approx(single[name], rel=1e-4)
-        for name in single if single["kind"] in ("validation", "quick") else ():
-            assert double[name] == pytest.approx(single[name], abs=0.002)
+    require_same_losses(one, two)
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(weights(one), weights(two), strict=True))
     assert sorted(each.name for each in two.path.iterdir()) == sorted(each.name for each in one.path.iterdir())
     assert from_stored(two.read_config()) == dataclasses.replace(from_stored(one.read_config()), devices=2)
@@ -128,3 +135,19 @@ def test_what_can_not_be_shared_is_refused(monkeypatch):
     with pytest.raises(MedContextError, match="shared equally") as error:
         require_equal_shares(6, fabric)
     assert "--batch-size 8" in error.value.remedy
+
+
+def exchange(rank: int, store: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    fabric = Mock(world_size=2, device=torch.device("cpu"), is_global_zero=rank == 0)
+    statistics = [torch.full((2,), rank + 5.0), torch.tensor(rank + 7)]
+    follow_first(fabric, statistics)
+    assert [each.tolist() for each in statistics] == [[5, 5], 7]
+    assert of_all(fabric, {f"case {1 - rank}": rank}) == {"case 0": 1, "case 1": 0}
+    assert first_does(fabric, lambda: "done once") == "done once"
+    with pytest.raises(ZeroDivisionError if rank == 0 else SystemExit):
+        first_does(fabric, lambda: 1 // 0)
+
+
+def test_what_processes_tell_one_another(tmp_path):
+    torch.multiprocessing.spawn(exchange, (str(tmp_path / "store"),), 2)

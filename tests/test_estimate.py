@@ -3,9 +3,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 
 from medcontext.data.labels import Labels, Region
@@ -18,8 +20,9 @@ from medcontext.progress import Progress
 from medcontext.training import estimate as module
 from medcontext.training import setup
 from medcontext.training.config import TrainConfig
-from medcontext.training.estimate import Estimate, estimate, step_memory, step_seconds
+from medcontext.training.estimate import Estimate, estimate, sharded_memory, step_memory, step_seconds
 from medcontext.training.schedule import make_optimizer
+from medcontext.training.setup import tried
 
 MIB = 2**20
 
@@ -192,3 +195,34 @@ def test_an_error_of_the_network_itself_is_not_hidden():
 
 def test_free_memory_is_believable():
     assert 50 * MIB < free_memory("cpu") < 2**44
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    """Of a CPU: a GPU has but one process."""
+    plan = plan_of()
+    config = config_of()
+    needed = step_memory(network_of("unet", plan), config, plan)
+    monkeypatch.setattr(module, "_free_ram", lambda: 3.0 * needed)
+    assert free_memory("cpu", 4) == free_memory("cpu") / 4
+
+    def processes(count, strategy=DDPStrategy):
+        strategy = Mock(spec=strategy, num_processes=count)
+        return Mock(device=torch.device("cpu"), strategy=strategy, world_size=count)
+
+    asked = dataclasses.replace(
+        config, network_settings=network_spec("unet").settings(plan.patch, plan.spacing, "tiny")
+    )
+    assert tried(asked, plan, processes(2), Progress(quiet=True)).device == "cpu"
+    with pytest.raises(MedContextError, match="too little memory") as error:
+        tried(asked, plan, processes(4), Progress(quiet=True))
+    assert "for each of 4" in error.value.found
+
+
+def test_a_share_of_the_network_is_counted_as_measured():
+    """By the resident memory of 2 and of 4 processes that shared 50 million parameters on a CPU, in multiples of the
+    weights (torch 2.13): 5.05 and 3.54 at the peak of a step, where one process took 5.12."""
+    wide = nn.Linear(1000, 1000)
+    weights = sum(p.nbytes for p in wide.parameters())
+    for processes, measured in ((2, 5.05), (4, 3.54)):
+        counted = sharded_memory(round(5.12 * weights), wide, config_of(), processes) / weights
+        assert counted == pytest.approx(measured, abs=0.1)

@@ -22,6 +22,7 @@ from medcontext.data.intensity import vary_intensity
 from medcontext.data.plan import Plan
 from medcontext.data.prepare import Prepared, read_prepared
 from medcontext.data.spatial import draw_deformation, reach, warp
+from medcontext.data.stored import of_case
 
 FOREGROUND_SHARE = 0.5
 """Share of the patches that are centred near a labelled voxel, of a class drawn first so that rare ones are seen.
@@ -143,17 +144,18 @@ class PatchBatches(Dataset[Batch]):
         return self._labelled.cases(step) + self._unlabelled.cases(step)
 
     def _patch(self, name: str, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        case = _open(self._folders[name], get_ident())
         plan, patch = self._plan, self._plan.patch
         deformation = draw_deformation(self._augment, plan.spacing, patch, rng)
-        start = _draw_start(case, patch, rng)
-        box = reach(deformation, patch)
-        # The box shares the patch's centre; where their sizes differ by an odd number it is half a voxel off.
-        corner = [first + (inner - outer) // 2 for first, inner, outer in zip(start, patch, box, strict=True)]
-        image = torch.from_numpy(cut(case.image, corner, box, plan.normalisation.outside)).float()
-        label = torch.zeros(box, dtype=torch.uint8)
-        if case.label is not None:
-            label = torch.from_numpy(cut(case.label, corner, box, 0))
+        with of_case(name):
+            case = _open(self._folders[name], get_ident())
+            start = _draw_start(case, patch, rng)
+            box = reach(deformation, patch)
+            # The box shares the patch's centre; where their sizes differ by an odd number it is half a voxel off.
+            corner = [first + (inner - outer) // 2 for first, inner, outer in zip(start, patch, box, strict=True)]
+            image = torch.from_numpy(cut(case.image, corner, box, plan.normalisation.outside)).float()
+            label = torch.zeros(box, dtype=torch.uint8)
+            if case.label is not None:
+                label = torch.from_numpy(cut(case.label, corner, box, 0))
         image, label = warp(image, label, deformation, patch)
         vary_intensity(image, self._augment, has_thick_slices(plan.spacing), rng)
         return image, label

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,16 @@ def packed(array: npt.NDArray[Any]) -> bytes:
         cparams=blosc2.CParams(codec=blosc2.Codec.LZ4, clevel=5, filters=[blosc2.Filter.SHUFFLE], nthreads=1),
     ).to_cframe()
     return content
+
+
+@contextmanager
+def of_case(name: str) -> Iterator[None]:
+    """Let an error about a file of a prepared case name the case: the file's folder is named by its content."""
+    try:
+        yield
+    except MedContextError as error:
+        error.found = f"{error.found}, of case {name}"
+        raise
 
 
 def damaged(file: Path, error: Exception) -> MedContextError:

@@ -10,13 +10,13 @@ import torch
 GIB = 2.0**30
 
 
-def free_memory(device: str) -> float:
-    """Bytes that may be taken on a device."""
+def free_memory(device: str, processes: int = 1) -> float:
+    """Bytes that each of so many processes may take on a device, where a GPU has but one."""
     if device.startswith("cuda"):
         return float(torch.cuda.mem_get_info(device)[0])
     if device.startswith("mps"):
         return float(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
-    return _free_ram()
+    return _free_ram() / processes
 
 
 def _free_ram() -> float:

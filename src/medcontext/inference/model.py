@@ -83,8 +83,7 @@ def save_tensors(path: Path, content: Mapping[str, Any]) -> None:
             "A checkpoint could not be written.",
             file=path,
             found=f"{_first_line(error)}; {shutil.disk_usage(path.parent).free / 1e6:.0f} MB are free on this disk",
-            remedy="make room, or the folder writable, and go on with --resume; "
-            + ("the older checkpoint is whole" if path.exists() else "nothing was written"),
+            remedy="make room, or the folder writable, and go on with --resume; any older checkpoint is whole",
         ) from error
 
 

@@ -51,15 +51,18 @@ class Teacher:
 
         Floating-point buffers are averaged as well, copied, or kept; other buffers (counters) are copied unless kept.
         """
-        mine: list[Tensor] = [*self._network.parameters()]
-        theirs: list[Tensor] = [*student.parameters()]
+        mine: list[Tensor] = []
+        theirs: list[Tensor] = []
         for own, other in zip(self._network.buffers(), student.buffers(), strict=True):
             if buffers == "average" and own.is_floating_point():
                 mine.append(own)
                 theirs.append(other)
             elif buffers != "keep":
                 own.copy_(other)
-        torch._foreach_lerp_(mine, theirs, 1 - momentum)
+        # Apart, since parameters may be shared in parts between processes (DTensor), and buffers are not.
+        torch._foreach_lerp_([*self._network.parameters()], [*student.parameters()], 1 - momentum)
+        if mine:
+            torch._foreach_lerp_(mine, theirs, 1 - momentum)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights of the averaged network."""

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from medcontext.evaluation.compare import METRICS, OVERALL
-from medcontext.evaluation.evaluate import mean
 from medcontext.evaluation.statistics import RESAMPLES, bootstrap_interval
+from medcontext.evaluation.summary import mean
 
 DEFINITION = {
     "folds": "mean over the held-out cases of each fold, each predicted by the model of its fold",

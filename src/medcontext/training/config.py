@@ -13,6 +13,7 @@ from medcontext.method.presets import PRESETS, MethodConfig
 Preset = Literal["medcontext", "paper", "official", "supervised"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 OptimizerName = Literal["adamw", "sgd"]
+Strategy = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,10 @@ class TrainConfig:
 
     num_nodes: int = 1
     """Machines, on each of which the same command is started, by ``srun`` for example."""
+
+    strategy: Strategy = "ddp"
+    """What several processes share beside the batch: nothing (``ddp``), or also weights, teacher, gradients and
+    optimiser (``fsdp``), of which each keeps its part: less memory, more communication."""
 
     precision: Precision = "auto"
     """``auto``: bf16 where the hardware has it, fp16 with a scaled loss on older CUDA devices, fp32 elsewhere."""

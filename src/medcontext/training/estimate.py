@@ -117,12 +117,21 @@ def step_memory(network: nn.Module, config: TrainConfig, plan: Plan) -> int | No
         with fake, held:
             with FakeCopyMode(fake):
                 step = _training_step(copy.deepcopy(network), config, plan, "cpu")
-            # The optimiser's states are there from the end of the first step on.
-            step()
             step()
     except UNCOUNTABLE:
         return None
     return held.most
+
+
+def sharded_memory(needed: int, network: nn.Module, config: TrainConfig, processes: int) -> int:
+    """What is left of a step's memory for each of several processes that share the network.
+
+    Teacher and AdamW's two moments are kept in parts. Weights and gradients are whole at the peak, and in parts beside:
+    the weights, the gradients of the clean pass, and those of the masked pass as they arrive.
+    """
+    weights = sum(p.nbytes for p in network.parameters())
+    copies = 3 if config.method_config().active else 2
+    return needed - copies * weights + (copies + 3) * weights // processes
 
 
 def step_seconds(network: nn.Module, config: TrainConfig, plan: Plan, device: str) -> float | None:
@@ -166,6 +175,11 @@ def _training_step(network: nn.Module, config: TrainConfig, plan: Plan, device: 
         method.student.to(device)
     method.student.train()
     optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
+    # The optimiser's states are there from its first step on.
+    for parameter in method.student.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    optimizer.zero_grad()
     generator = torch.Generator().manual_seed(0)
     patches = plan.batch_size + config.compared_batch
     labelled = [place < plan.batch_size for place in range(patches)]

@@ -14,11 +14,12 @@ from medcontext.data.loading import batches_of
 from medcontext.data.sampling import PatchBatches
 from medcontext.inference.model import save_model
 from medcontext.progress import Progress
-from medcontext.training.distribution import any_of
+from medcontext.training.distribution import any_of, first_does
 from medcontext.training.explain import explained
 from medcontext.training.meter import Meter, training_note
 from medcontext.training.overlays import PatchOverlay
 from medcontext.training.quick import QuickValidation, validation_steps
+from medcontext.training.sharding import gathered
 from medcontext.training.signals import stop_asked
 from medcontext.training.state import Training
 from medcontext.training.step import train_step
@@ -53,12 +54,13 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
                 with meter.aside():
                     validations()
                 clock.tick()
-            if _stops(training, stop.is_set(), logged=bool(row)):
+            late = time.monotonic() - saved >= 60 * config.save_minutes
+            stops, late = _agreed(training, stop.is_set(), late, logged=bool(row))
+            if stops:
                 training.save()
                 training.fabric.barrier()
                 progress.say(f"stopped after step {training.step}; the checkpoint is written. Go on with --resume")
                 raise KeyboardInterrupt
-            late = time.monotonic() - saved >= 60 * config.save_minutes
             if late or training.step % config.save_every == 0 or training.step == steps or training.given_up:
                 with meter.aside():
                     training.save()
@@ -74,14 +76,16 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
                 break
 
 
-def _stops(training: Training, asked: bool, logged: bool) -> bool:
-    """Whether to stop after this step. Several processes stop after the same one, if one of them is asked to; to ask
-    them waits for the device, so on a GPU that is done at steps that are logged, which wait anyway."""
+def _agreed(training: Training, asked: bool, late: bool, logged: bool) -> tuple[bool, bool]:
+    """Whether to stop after this step, and whether a checkpoint is overdue. Several processes do so after the same
+    step, if one of them is asked to, or is late; to ask them waits for the device, so on a GPU that is done at steps
+    that are logged, which wait anyway."""
     if training.fabric.world_size == 1:
-        return asked
+        return asked, late
     if training.device != "cpu" and not logged:
-        return False
-    return bool(any_of(training.fabric, torch.tensor(asked, device=training.fabric.device)))
+        return False, False
+    stops, saves = any_of(training.fabric, torch.tensor([asked, late], device=training.fabric.device)).tolist()
+    return stops, saves
 
 
 class _Clock:
@@ -108,7 +112,7 @@ def _saved_on_error(training: Training) -> Iterator[None]:
     except Exception as error:
         try:
             if training.whole:
-                training.save()
+                training.rescue()
         except Exception as second:
             error.add_note(f"The checkpoint could not be written either: {second}")
         known = explained(error, training)
@@ -141,8 +145,9 @@ class _Validations:
         if training.step in self._whole:
             _validate(training, self._overlay)
         else:
-            with training.autocast():
-                scores = self._quick(training.networks())
+            networks = training.networks()
+            with training.autocast(), gathered(*networks.values()):
+                scores = self._quick(networks)
             row = {f"quick_dice/{name}": score for name, score in scores.items()}
             training.log({"kind": "quick", "step": training.step, **row})
             training.latest |= row
@@ -158,7 +163,7 @@ def _validate(training: Training, overlay: PatchOverlay | None) -> None:
     chosen = list(networks)[-1]
     known: dict[str, float] = {}
     if training.validation:
-        with training.autocast():
+        with training.autocast(), gathered(*networks.values()):
             scores = validate(networks, training.validation, training.plan, training.device, training.fabric)
         # A class that is nowhere, neither in the truth nor predicted, has no Dice.
         known = {name: score for name, score in scores.items() if math.isfinite(score)}
@@ -172,10 +177,8 @@ def _validate(training: Training, overlay: PatchOverlay | None) -> None:
         training.stale = 0
         training.best = known.get(chosen, training.best)
         about = training.about | {"step": training.step, "which": chosen, "validation_dice": known.get(chosen)}
-        if training.fabric.is_global_zero:
-            save_model(training.run.best, networks[chosen].state_dict(), training.plan, about)
-    if training.logs is not None and overlay is not None:
-        teacher = training.method.teacher
-        with training.autocast():
-            pixels = overlay(training.method.bare_student, None if teacher is None else teacher.network)
-        training.logs.picture(pixels, training.step)
+        weights = training.weights(chosen)
+        first_does(training.fabric, lambda: save_model(training.run.best, weights, training.plan, about))
+    with training.autocast(), gathered(*networks.values()):
+        if training.logs is not None and overlay is not None:
+            training.logs.picture(overlay(networks["student"], networks.get("teacher")), training.step)

@@ -16,7 +16,7 @@ from medcontext.data.augment_config import AugmentConfig
 from medcontext.data.plan import Plan
 from medcontext.data.sampling import PatchBatches
 from medcontext.method.diagnostics import dice_of, overlap
-from medcontext.training.distribution import gathered
+from medcontext.training.distribution import of_all
 from medcontext.training.validate import membership
 
 BATCHES = 4
@@ -81,7 +81,7 @@ class QuickValidation:
             network.eval()
             own = torch.stack([self._overlap(network, image, label) for image, label in self._patches]).sum(0)
             network.train(was_training)
-            shares = gathered(self._fabric, {str(self._fabric.global_rank): own.cpu()})
+            shares = of_all(self._fabric, {str(self._fabric.global_rank): own.cpu()})
             scores[name] = float(dice_of(torch.stack([*shares.values()]).sum(0)).nanmean())
         return scores
 

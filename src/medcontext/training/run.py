@@ -24,7 +24,7 @@ from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 
 MAY_CHANGE = frozenset({
-    *("device", "devices", "num_nodes", "precision", "compile", "workers", "cache", "loggers"),
+    *("device", "devices", "num_nodes", "strategy", "precision", "compile", "workers", "cache", "loggers"),
     *("log_every", "save_every", "save_minutes", "max_bad_steps", "quick_validations"),
 })  # fmt: skip
 """Settings that a resumed run may be given anew: they do not change what is learned."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from medcontext.data.cache import default_cache
@@ -23,7 +24,8 @@ from medcontext.networks.registry import build_network, network_spec
 from medcontext.progress import Progress
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import bf16_gradients_hold, choose_precision
-from medcontext.training.estimate import gpu_memory_gib, step_memory
+from medcontext.training.distribution import is_sharded, processes_here
+from medcontext.training.estimate import gpu_memory_gib, sharded_memory, step_memory
 from medcontext.training.pretraining import of_equal_cost
 from medcontext.training.schedule import SGD_RATE, WEIGHT_DECAY
 
@@ -107,13 +109,13 @@ def build(config: TrainConfig, plan: Plan, outputs: int | None = None) -> nn.Mod
     )
 
 
-def tried(config: TrainConfig, plan: Plan, device: str, progress: Progress) -> TrainConfig:
+def tried(config: TrainConfig, plan: Plan, fabric: Fabric, progress: Progress) -> TrainConfig:
     """Look, before there is a run, whether it can be done; precision ``auto`` gives way where bf16 computes wrongly.
 
     Args:
         config: As asked for.
-        plan: Of the data.
-        device: Name of the device.
+        plan: Of the data, with this process's share of the batch.
+        fabric: Device and processes.
         progress: Told of what gives way.
 
     Returns:
@@ -122,6 +124,7 @@ def tried(config: TrainConfig, plan: Plan, device: str, progress: Progress) -> T
     Raises:
         MedContextError: The method can't hide anything from this network at this patch, or memory does not suffice.
     """
+    device, processes = str(fabric.device), processes_here(fabric)
     resolved = resolve(config, plan, device)
     network = build(resolved, plan)
     method = resolved.method_config()
@@ -131,12 +134,14 @@ def tried(config: TrainConfig, plan: Plan, device: str, progress: Progress) -> T
     if config.pretrain_steps:
         draw_mask(HIDING, 1, mask_grid(plan.patch, HIDING.mask_patch), torch.Generator())
         stages.append(of_equal_cost(resolved, plan))
-    counted, free = [step_memory(network, *stage) for stage in stages], free_memory(device)
+    counted, free = [step_memory(network, *stage) for stage in stages], free_memory(device, processes)
     needed = max((each for each in counted if each is not None), default=0)
+    if is_sharded(fabric):
+        needed = sharded_memory(needed, network, resolved, fabric.world_size)
     if needed > free:
         raise MedContextError(
             "There is too little memory for this training.",
-            found=f"{free / GIB:.1f} GiB free on {device}",
+            found=f"{free / GIB:.1f} GiB free on {device}" + (f" for each of {processes}" if processes > 1 else ""),
             expected=f"{needed / GIB:.1f} GiB or more for a step of {plan.batch_size} patches of {plan.patch}",
             remedy="take a smaller patch (--patch), fewer patches per step (--batch-size) or a smaller network",
         )

@@ -13,6 +13,19 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1
 
 
 @contextmanager
+def warning_interrupts() -> Iterator[None]:
+    """While open, SLURM's warning does what Ctrl-C does, instead of ending the program without a word."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@contextmanager
 def stop_asked() -> Iterator[threading.Event]:
     """While open, the first of the signals sets the event; the next acts as it always does."""
     asked = threading.Event()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from medcontext.data.plan import Plan
 from medcontext.method.objective import MedContext
@@ -17,8 +18,10 @@ from medcontext.training.bad_steps import BadSteps
 from medcontext.training.checkpoint import write_checkpoint
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import autocast
+from medcontext.training.distribution import first_does, is_sharded
 from medcontext.training.logs import RunLogs
 from medcontext.training.run import RunFolder
+from medcontext.training.sharding import part_like, whole
 
 
 @dataclass
@@ -92,8 +95,15 @@ class Training:
     def networks(self) -> dict[str, nn.Module]:
         """Student and, where there is one, teacher."""
         teacher = self.method.teacher
-        student: dict[str, nn.Module] = {"student": self.method.network}
+        student: dict[str, nn.Module] = {"student": self.method.bare_student}
         return student | ({} if teacher is None else {"teacher": teacher.network})
+
+    def weights(self, which: str) -> dict[str, Any]:
+        """The whole weights of student or teacher, in the first process; to be asked for by all."""
+        teacher = self.method.teacher
+        network = self.method.network if teacher is None or which == "student" else teacher.network
+        weights: dict[str, Any] = whole(network.state_dict(), self.fabric.is_global_zero)
+        return weights
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to the run's metrics, and to everything that copies them."""
@@ -101,30 +111,50 @@ class Training:
             self.logs.log(row)
 
     def save(self) -> None:
-        """Write the checkpoint that a resumed run goes on from."""
+        """Write the checkpoint that a resumed run goes on from; to be called by all processes at once.
+
+        Raises:
+            MedContextError: In the first process: it can't be written.
+            SystemExit: In the others then.
+        """
+        state = self._state()
+        first_does(self.fabric, lambda: self._write(state))
+
+    def rescue(self) -> None:
+        """Write the checkpoint without the other processes, which may be gone, if this one has all of it."""
+        if self.fabric.is_global_zero and not is_sharded(self.fabric):
+            self._write(self._state())
+
+    def _state(self) -> dict[str, Any]:
+        """What the first process writes."""
         self.bad.settle()
-        if not self.fabric.is_global_zero:
-            return
+        state = {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "bad": self.bad.state_dict(),
+            "best": self.best,
+            "stale": self.stale,
+            "validated": self.validated,
+            "seconds": self.seconds,
+        }
+        gathered: dict[str, Any] = whole(state, self.fabric.is_global_zero)
+        return gathered
+
+    def _write(self, state: Mapping[str, Any]) -> None:
         if self.logs is not None:
             self.logs.save()
-        write_checkpoint(
-            self.run,
-            {
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                "bad": self.bad.state_dict(),
-                "best": self.best,
-                "stale": self.stale,
-                "validated": self.validated,
-                "seconds": self.seconds,
-            },
-        )
+        write_checkpoint(self.run, state)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`save` wrote."""
-        self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Take up what :meth:`save` wrote, with whatever number of processes."""
+        self.method.load_state_dict(tree_map(part_like, state["method"], self.method.state_dict()))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            index: {name: part_like(value, parameters[index]) for name, value in of_one.items()}
+            for index, of_one in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict(state["optimizer"] | {"state": moments})
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.bad.load_state_dict(state["bad"])

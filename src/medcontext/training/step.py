@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from medcontext.data.sampling import Batch
-from medcontext.training.distribution import any_of, mean_of
+from medcontext.training.distribution import any_of, follow_first, mean_of
 from medcontext.training.schedule import learning_rate
+from medcontext.training.sharding import total
 from medcontext.training.state import Training
 
 LOSSES = ("clean", "masked", "consistency", "total")
@@ -56,13 +57,14 @@ def train_step(training: Training, batch: Batch) -> dict[str, Any]:
             )
         if scaler.is_enabled():
             scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(method.student.parameters(), config.gradient_clip)
+        norm = total(torch.nn.utils.clip_grad_norm_(method.student.parameters(), config.gradient_clip))
         bad = any_of(fabric, ~(norm.isfinite() & terms["total"].isfinite()))
     training.whole = False
     optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
     optimizer.step()
     for buffer, old in zip(buffers, before, strict=True):
         buffer.copy_(torch.where(bad, old, buffer))
+    follow_first(fabric, buffers)
     if scaler.is_enabled():
         scaler.update()
     optimizer.zero_grad()

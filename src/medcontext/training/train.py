@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,15 @@ from medcontext.training.checkpoint import newest_checkpoint
 from medcontext.training.compiled import compiled
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import autocast, deterministic, make_scaler
-from medcontext.training.distribution import first_does, launch, require_equal_shares, set_up, whole_batch_norm
+from medcontext.training.distribution import (
+    PREPARING,
+    ending_together,
+    first_does,
+    launch,
+    require_equal_shares,
+    set_up,
+    whole_batch_norm,
+)
 from medcontext.training.logs import RunLogs
 from medcontext.training.loop import fit
 from medcontext.training.prepared import prepared_scans, require_same_scans
@@ -42,6 +51,7 @@ from medcontext.training.pretraining import pretraining_config, pretraining_outp
 from medcontext.training.run import RunFolder, describe_environment, from_stored, plain, to_resume
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.setup import build, checked, plan_for, require_clean, tried
+from medcontext.training.signals import warning_interrupts
 from medcontext.training.state import Training
 from medcontext.training.trackers import require_loggers
 from medcontext.training.validate import membership
@@ -91,7 +101,14 @@ def train(
         network_spec(config.network, allow_import=True)
     fabric = launch(config or (from_stored(run.read_config()) if resume and run.config.is_file() else TrainConfig()))
     progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
-    begun = first_does(fabric, lambda: _begin(Path(data), run, config, resume, replace, fabric, progress))
+    with warning_interrupts(), ending_together(fabric):
+        work = partial(_begin, Path(data), run, config, resume, replace, fabric, progress)
+        _train(run, first_does(fabric, work, PREPARING), fabric, progress)
+    return run.path
+
+
+def _train(run: RunFolder, begun: _Begun, fabric: Fabric, progress: Progress) -> None:
+    """From what has been found out to the last step."""
     with deterministic(begun.config.deterministic):
         if begun.config.pretrain_steps and begun.checkpoint is None:
             _pretrain(run.pretraining, begun, fabric, progress)
@@ -99,7 +116,6 @@ def train(
     if fabric.is_global_zero:
         run.note(finished=time.strftime("%Y-%m-%d %H:%M:%S"))
     fabric.barrier()
-    return run.path
 
 
 def _begin(
@@ -160,7 +176,7 @@ def _set_up(
         )
     own = dataclasses.replace(plan, batch_size=plan.batch_size // fabric.world_size)
     part = dataclasses.replace(config, unlabelled_batch=config.unlabelled_batch // fabric.world_size)
-    part = tried(part, own, device, progress)
+    part = tried(part, own, fabric, progress)
     resolved = dataclasses.replace(part, batch_size=plan.batch_size, unlabelled_batch=config.unlabelled_batch)
     if config.max_time is not None:
         steps, reason = steps_within(config.max_time, build(resolved, plan), part, own, device)
@@ -245,13 +261,13 @@ def _build(
         ignoring=plan.labels.ignore is not None,
     )
     method.student.to(device)
-    optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
     if config.compile:
         image = torch.zeros(plan.batch_size // fabric.world_size, plan.channels, *plan.patch, device=device)
         mask = MedContext(network, config.method_config(), total_steps=1).draw_mask(image)
         precision = autocast(config.precision, fabric.device.type)
         method.student = compiled(method.student, image, mask, precision, progress.say)
-    method.student = set_up(fabric, method.student)
+    set_up(fabric, method)
+    optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
     about = {
         "network": config.network,
         "settings": config.network_settings,

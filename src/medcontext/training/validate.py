@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from medcontext.data.plan import Plan
 from medcontext.data.prepare import read_prepared
+from medcontext.data.stored import of_case
 from medcontext.inference.sliding import sliding_logits
 from medcontext.method.diagnostics import hard_dice
-from medcontext.training.distribution import gathered
+from medcontext.training.distribution import of_all
 
 
 def membership(plan: Plan, device: torch.device | str) -> Tensor | None:
@@ -40,16 +41,16 @@ def validate(
         network.eval()
         own = {}
         for case_name in sorted(folders)[fabric.global_rank :: fabric.world_size]:
-            case = read_prepared(folders[case_name])
-            assert case.label is not None
-            logits = sliding_logits(
-                network, torch.from_numpy(case.image[:]).float().to(device), plan.patch, plan.normalisation.outside
-            )
+            with of_case(case_name):
+                case = read_prepared(folders[case_name])
+                assert case.label is not None
+                image, label = torch.from_numpy(case.image[:]).float(), torch.from_numpy(case.label[:]).long()
+            logits = sliding_logits(network, image.to(device), plan.patch, plan.normalisation.outside)
             # Where the device has no room for the logits, they are in the computer's memory.
-            target = torch.from_numpy(case.label[:])[None].long().to(logits.device)
+            target = label[None].to(logits.device)
             members = membership(plan, logits.device)
             own[case_name] = hard_dice(logits[None], target, membership=members).tolist()
         network.train(was_training)
-        per_case = torch.tensor([*gathered(fabric, own).values()])
+        per_case = torch.tensor([*of_all(fabric, own).values()])
         scores[name] = float(per_case.nanmean(dim=0).nanmean())
     return scores
