@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,27 @@ DPI = 110
 LABEL_COLOURS = ("#56b4e9", "#e69f00", "#f0e442", "#cc79a7", "#00c896", "#ff6f3c", "#8fa5ff")
 """Okabe and Ito's colours, told apart by colour-blind people, lightened where they would drown on grey."""
 
+MORE_COLOURS = ((0.92, 0.96), (0.59, 0.71), (0.98, 0.88), (0.51, 0.98))
+"""Saturation and value of the colours after those, where line styles can't tell labels apart."""
+
 LABEL_STYLES = ("solid", (0, (4, 1.5)), (0, (1.2, 1.2)))
 """With more labels than colours, the colours come again with the next of these line styles."""
 
 TRUTH_STYLE: Mapping[str, Any] = {"color": "#ffffffcc", "linewidth": 0.6}
 """Outline of the truth under a prediction."""
+
+
+def label_colour(index: int) -> str:
+    """A colour of its own for the label at that place in the order of the labels, as ``#rrggbb``.
+
+    Where ``LABEL_COLOURS`` have run out, hues are spread by the golden ratio, which keeps neighbours apart however many
+    follow, in saturations and values with which the first 40 lie farthest apart (in CIELAB, of 6000 sets drawn).
+    """
+    if index < len(LABEL_COLOURS):
+        return LABEL_COLOURS[index]
+    more = index - len(LABEL_COLOURS)
+    rgb = colorsys.hsv_to_rgb((0.43 + more * (5**0.5 - 1) / 2) % 1, *MORE_COLOURS[more % len(MORE_COLOURS)])
+    return "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
 
 
 def label_style(index: int) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,6 @@ NRRD_PLACE = (
 )
 """Fields of a NRRD header that say where its voxels lie, in an order in which they may stand."""
 
-GOLDEN = (5**0.5 - 1) / 2
-"""Hues at this distance, around the circle, stay apart however many there are."""
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -37,14 +33,10 @@ def segments(labels: Labels) -> Iterator[Segment]:
     """The structures of a data set; the first of them in the colours of the pictures."""
     from matplotlib.colors import to_rgb
 
-    from medcontext.drawing import LABEL_COLOURS
+    from medcontext.drawing import label_colour
 
     for place, (number, (name, _)) in enumerate(labels.structures.items()):
-        if place < len(LABEL_COLOURS):
-            colour = to_rgb(LABEL_COLOURS[place])
-        else:
-            colour = colorsys.hsv_to_rgb(place * GOLDEN % 1, 0.65, 0.95)
-        yield Segment(number, name, colour)
+        yield Segment(number, name, to_rgb(label_colour(place)))
 
 
 def write_nifti(path: Path, array: npt.NDArray[Any], affine: Numbers, header: Any) -> None:

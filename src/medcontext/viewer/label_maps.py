@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import colorsys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ import numpy.typing as npt
 
 from medcontext.data.labels import TABLE_SIZE
 from medcontext.data.scan import LabelMap
-from medcontext.drawing import LABEL_COLOURS
 from medcontext.errors import MedContextError
 
 Indices = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -21,9 +19,6 @@ MOST_LABELS = 2000
 
 RESERVED = 4
 """Indices after those of the labels: what the page draws differences with."""
-
-MORE_COLOURS = ((0.92, 0.96), (0.59, 0.71), (0.98, 0.88), (0.51, 0.98))
-"""Saturation and value."""
 
 
 def numbers_in(maps: Sequence[LabelMap]) -> set[int]:
@@ -78,22 +73,3 @@ def pair_counts(reference: Indices, other: Indices, classes: int) -> npt.NDArray
 def _planes(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     """The planes of ``(X, Y, Z)`` one by one, flat, as views of a volume whose x runs fastest."""
     return (plane.reshape(-1, order="F") for plane in np.moveaxis(array, 2, 0))
-
-
-def colours(count: int) -> list[str]:
-    """A colour for each of ``count`` labels in the order of their numbers, as in the pictures of the report.
-
-    Where those have run out, hues are spread by the golden ratio, which keeps neighbours apart however many follow, in
-    combinations of saturation and value with which the first 40 colours lie farthest apart (in CIELAB, of 6000 drawn).
-    """
-    more = []
-    for index in range(count - len(LABEL_COLOURS)):
-        saturation, value = MORE_COLOURS[index % len(MORE_COLOURS)]
-        red, green, blue = colorsys.hsv_to_rgb((0.43 + index * 0.618034) % 1, saturation, value)
-        more.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
-    return [*LABEL_COLOURS[:count], *more]
-
-
-def label_names(numbers: Sequence[int], names: Mapping[int, str]) -> list[str]:
-    """What each number is called; one without a name is called by its number."""
-    return [names.get(number, f"label {number}") for number in numbers]

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medcontext.data.scan import case_name, read_labels, read_volume, spacing_of
+from medcontext.drawing import label_colour
 from medcontext.viewer.grid import Affine, require_same_grid, steps
-from medcontext.viewer.label_maps import Indices, colours, label_names, numbers_in, pair_counts, to_indices
+from medcontext.viewer.label_maps import Indices, numbers_in, pair_counts, to_indices
 from medcontext.viewer.names import Names
 from medcontext.viewer.nifti import compact, nifti_parts
 
@@ -90,8 +91,8 @@ def make_scene(scan: Path, labels: Sequence[Path], truth: Path | None, names: Na
         for n, (title, pairs) in enumerate(zip(_titles(labels, truth), counts, strict=True))
     ]
     about["labels"] = [
-        {"number": number, "name": name, "colour": colour}
-        for number, name, colour in zip(numbers, label_names(numbers, names.labels), colours(len(numbers)), strict=True)
+        {"number": number, "name": names.labels.get(number, f"label {number}"), "colour": label_colour(place)}
+        for place, number in enumerate(numbers)
     ]
     return Scene(about, files)
 
