@@ -47,7 +47,7 @@ _DARK = _Theme(
 
 _PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Validation Dice", "on cases that are not trained on", ("dice/student", "dice/teacher")),
-    ("Quick validation Dice", "on a few patches of these cases", ("quick_dice/student", "quick_dice/teacher")),
+    ("Quick validation Dice", "on patches of these cases", ("quick_dice/student", "quick_dice/teacher")),
     ("Context score", "Dice where the scan was hidden", ("context_score",)),
     ("Context gap", "clean Dice minus context score", ("context_gap",)),
     ("Consistency's share", "of the gradient norm", ("gradient_share/consistency",)),

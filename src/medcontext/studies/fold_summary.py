@@ -95,9 +95,8 @@ def folds_table(summary: Mapping[str, Any]) -> Table:
     for heading in (*(f"fold {fold}" for fold in range(folds)), "mean (SD)", "all cases [95 %]", "missed"):
         made.add_column(Text(heading), justify="right")
     for label, entry in summary["labels"].items():
-        made.add_row(
-            f"{label} {entry.get('name', '')}".strip(), "Dice", *_cells(entry["dice"], ".3f"), f"{entry['missed']}"
-        )
+        name = Text(f"{label} {entry.get('name', '')}".strip())
+        made.add_row(name, "Dice", *_cells(entry["dice"], ".3f"), f"{entry['missed']}")
         made.add_row("", "HD95 mm", *_cells(entry["hd95_mm"], ".2f"))
     made.add_section()
     made.add_row(OVERALL, "Dice", *_cells(summary[OVERALL]["dice"], ".3f"))
