@@ -12,13 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from medcontext.data.dataset import open_dataset
 from medcontext.data.labels import Labels, Region
 from medcontext.data.scan import read_scan
+from medcontext.errors import MedContextError
 from medcontext.evaluation.statistics import paired
 from medcontext.files import write_json
 from medcontext.inference.model import load_model
 from medcontext.inference.postprocess import KEY, Rule, changed_mask, postprocess, shared_rules, voxel_ml
 from medcontext.inference.predictor import Predictor
+from medcontext.networks.registry import network_spec
+from medcontext.progress import Progress
+from medcontext.studies.holdout import score_held_out
 from medcontext.studies.tune import LEAST_GAIN, LEAST_WINS, helps, tune
 from medcontext.training.run import RunFolder
 from tests.conftest import write_nifti
@@ -253,6 +258,23 @@ def test_folds_are_tuned_together_and_a_rule_that_helps_no_longer_is_taken_back(
     assert len(shared_rules(abouts)) == 1
     tune([folds / "fold-0"], device="cpu")
     assert load_model(folds / "fold-0").about[KEY] == []
+
+
+def test_held_out_cases_are_predicted_once_and_again_when_the_model_has_changed(tmp_path):
+    made = make_run(tmp_path, LEAST_WINS, spurious=True)
+    network_spec(NETWORK, allow_import=True)
+    dataset, quiet = open_dataset(tmp_path / "data"), Progress(quiet=True)
+    file = made.predictions / "held_out.nii.gz"
+    before = score_held_out(made, dataset, device="cpu", progress=quiet)["mean"]["labels"]["3"]["dice"]
+    time = file.stat().st_mtime_ns
+    assert score_held_out(made, dataset, device="cpu", progress=quiet)["mean"]["labels"]["3"]["dice"] == before < 1
+    assert file.stat().st_mtime_ns == time
+    tune([made.path], device="cpu")
+    assert score_held_out(made, dataset, device="cpu", progress=quiet)["mean"]["labels"]["3"]["dice"] == 1
+    (tmp_path / "data" / "imagesTr" / "held_out.nii.gz").write_bytes(b"broken")
+    file.unlink()
+    with pytest.raises(MedContextError, match="truncated"):
+        score_held_out(made, dataset, device="cpu", progress=quiet)
 
 
 def test_no_validation_cases_no_choice(tmp_path, capsys):
