@@ -138,6 +138,21 @@ def test_monai_gives_the_same_labels(name, models, bundles):
         assert agreement(bundle / "eval" / scan.name, scan, predictor) > 0.999
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_real_scans_get_the_same_labels_by_both(models, exports, bundles, example, real_scans, tmp_path):
+    from monai.bundle import run
+
+    predictor, bundle = Predictor.load(models["mri"]), bundles["mri"]
+    scans = sorted((real_scans / "Task04_Hippocampus" / "imagesTr").glob("hippocampus_00*.nii.gz"))[:3]
+    assert len(scans) == 3
+    config, folders = str(bundle / "configs" / "inference.json"), {"output_dir": str(tmp_path / "by_monai")}
+    run(config_file=config, bundle_root=str(bundle), datalist=[str(scan) for scan in scans], **folders)
+    for scan in scans:
+        example["segment"](exports["mri"], scan, tmp_path / "out.nii.gz")
+        assert agreement(tmp_path / "out.nii.gz", scan, predictor) > 0.9995
+        assert agreement(tmp_path / "by_monai" / scan.name, scan, predictor) > 0.999
+
+
 def test_the_bundle_runs_from_the_command_line(models, bundles, tmp_path):
     predictor = Predictor.load(models["mri"])
     scan = write_scan(tmp_path / "scans" / "one.nii.gz", predictor.plan, 2)
