@@ -90,7 +90,7 @@ def test_unlabelled_patches_are_counted_and_a_pretraining_too(monkeypatch):
     monkeypatch.setattr(setup, "step_memory", lambda network, config, plan: asked.append(plan.batch_size) or 10**15)
     pretrained = dataclasses.replace(config_of(preset="supervised"), pretrain_steps=5, unlabelled_batch=3)
     with pytest.raises(MedContextError, match="too little memory"):
-        setup.tried(pretrained, plan, "cpu", Progress(quiet=True))
+        tried(pretrained, plan, Mock(device=torch.device("cpu"), strategy=None), Progress(quiet=True))
     assert asked == [plan.batch_size, plan.batch_size + 3]
 
 
@@ -202,7 +202,7 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
     plan = plan_of()
     config = config_of()
     needed = step_memory(network_of("unet", plan), config, plan)
-    monkeypatch.setattr(module, "_free_ram", lambda: 3.0 * needed)
+    monkeypatch.setattr("medcontext.inference.memory._free_ram", lambda: 3.0 * needed)
     assert free_memory("cpu", 4) == free_memory("cpu") / 4
 
     def processes(count, strategy=DDPStrategy):

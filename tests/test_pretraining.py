@@ -127,7 +127,7 @@ def test_a_pretraining_has_its_own_record_and_no_segmentation(trained):
     assert [row["step"] for row in rows] == [3, 6, 9, 10]
     assert all("loss/total" in row and "loss/clean" not in row for row in rows)
     assert not (trained.pretraining.path / "overlays").exists()
-    assert {row["step"] for row in trained.history()} == {3, 6, 9, 12}
+    assert {row["step"] for row in trained.history() if row["kind"] != "quick"} == {3, 6, 9, 12}
 
 
 @pytest.mark.parametrize("steps", [10, 4], ids=["in it", "after it"])

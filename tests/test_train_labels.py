@@ -123,7 +123,7 @@ def test_an_edited_plan_is_followed_and_one_for_other_data_refused(tiny, tmp_pat
 
 
 def test_too_little_memory_is_said_before_there_is_a_run(tiny, tmp_path, settings, monkeypatch):
-    monkeypatch.setattr("medcontext.training.setup.free_memory", lambda device: 1e5)
+    monkeypatch.setattr("medcontext.training.setup.free_memory", lambda device, processes: 1e5)
     with pytest.raises(MedContextError, match="too little memory") as caught:
         train(tiny, tmp_path / "run", settings)
     assert "--patch" in str(caught.value)

@@ -37,7 +37,7 @@ def troubled(what: str, process: int, *arguments: object) -> str:
     done = subprocess.run(started, capture_output=True, text=True, check=False, timeout=120)
     # The first process ends itself with an error, or is ended where it gives no answer.
     assert done.returncode in (1, -signal.SIGKILL), done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     return done.stdout + done.stderr
 
 

@@ -81,8 +81,8 @@ class QuickValidation:
             network.eval()
             own = torch.stack([self._overlap(network, image, label) for image, label in self._patches]).sum(0)
             network.train(was_training)
-            shares = of_all(self._fabric, {str(self._fabric.global_rank): own.cpu()})
-            scores[name] = float(dice_of(torch.stack([*shares.values()]).sum(0)).nanmean())
+            shares = of_all(self._fabric, {str(self._fabric.global_rank): own.tolist()})
+            scores[name] = float(dice_of(torch.tensor([*shares.values()]).sum(0)).nanmean())
         return scores
 
     def _overlap(self, network: nn.Module, image: Tensor, label: Tensor) -> Tensor:
