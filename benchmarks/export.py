@@ -1,4 +1,4 @@
-"""Every network in every format of 'medcontext export'. ``python -m benchmarks.export [--json] [--networks NAME ...]``.
+"""Every network in every format of a file. ``python -m benchmarks.export [--json] [--networks NAME ...]``.
 
 One JSON object per line with ``network``, ``format``, ``batch`` (null: any), ``seconds`` (writing, reading back and
 comparing), ``megabytes`` (of the network's file) and the ``difference`` of logits, as a share of the largest one; or
@@ -12,7 +12,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from medcontext.data.labels import Labels
 from medcontext.data.plan import Normalisation, Plan
@@ -21,6 +21,9 @@ from medcontext.inference.export.export import export_model
 from medcontext.inference.export.formats import FormatName
 from medcontext.inference.model import save_model
 from medcontext.networks.registry import NETWORKS, build_network
+
+FORMS: tuple[FormatName, ...] = ("onnx", "torch-export", "torchscript")
+"""A MONAI bundle holds the same TorchScript."""
 
 
 def write_model(path: Path, name: str) -> None:
@@ -68,7 +71,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "model.pt"
             write_model(model, name)
-            for form in get_args(FormatName):
+            for form in FORMS:
                 row = {"network": name, "format": form, **row_of(model, form, Path(folder) / form)}
                 print(json.dumps(row) if options.json else "  ".join(map(str, row.values())), flush=True)
 

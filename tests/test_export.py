@@ -233,11 +233,15 @@ def test_a_format_without_its_packages_names_the_command(run, tmp_path, monkeypa
 
 def test_only_an_export_is_written_over_and_only_when_asked_to(run, tmp_path):
     out = tmp_path / "out"
-    export_model(run, out, "torchscript")
-    (out / "note.txt").write_text("mine")
+    export_model(run, out, "monai-bundle")
     with pytest.raises(MedContextError, match="--replace"):
         export_model(run, out, "torch-export")
-    assert (out / "model.ts").is_file()
+    (out / "scans").mkdir()
+    (out / "scans" / "one.nii.gz").touch()
+    with pytest.raises(MedContextError, match=r"left alone[\s\S]*found: one.nii.gz\n"):
+        export_model(run, out, "torch-export", replace=True)
+    assert (out / "models" / "model.ts").is_file()
+    shutil.rmtree(out / "scans")
     export_model(run, out, "torch-export", replace=True)
     assert sorted(path.name for path in out.iterdir()) == ["README.txt", "model.pt2", "preprocessing.json"]
     (tmp_path / "empty").mkdir()

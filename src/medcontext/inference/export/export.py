@@ -14,15 +14,20 @@ from medcontext.errors import MedContextError
 from medcontext.files import read_json, replacing_folder, write_json, write_text
 from medcontext.inference.export.description import FILE, MADE_BY, describe
 from medcontext.inference.export.formats import FORMATS, INPUT, OUTPUT, FinestHead, FormatName, quiet, require_packages
-from medcontext.inference.export.monai_bundle import write_bundle
+from medcontext.inference.export.monai_bundle import BUNDLE_FILES, write_bundle
 from medcontext.inference.export.parity import SAMPLES, Parity, compare
 from medcontext.inference.export.words import in_words
 from medcontext.inference.model import load_model
 
-ROOM = 3
-"""An export takes less than so many times the bytes of the weights: a bundle holds them twice, and tables beside."""
+README = "README.txt"
+
+WRITTEN = {FILE, README, *(form.file for form in FORMATS.values()), *BUNDLE_FILES}
+"""Files of exports, and so what may be replaced."""
 
 MEGABYTE = 1_000_000
+
+ROOM = 100 * MEGABYTE
+"""What an export takes at most beside the weights, which a bundle holds twice: the network's graph and tables."""
 
 
 def export_model(model: Path, out: Path, form: FormatName, *, replace: bool = False) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def export_model(model: Path, out: Path, form: FormatName, *, replace: bool = Fa
         if form == "monai-bundle":
             write_bundle(folder, network, plan, loaded.about, text)
         else:
-            write_text(folder / "README.txt", text)
+            write_text(folder / README, text)
     return about
 
 
@@ -74,12 +79,13 @@ def _require_place(out: Path, replace: bool) -> None:
     """Refuse to write over anything but an earlier export, and over that without being asked to."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    ours = (out / FILE).is_file() and str(read_json(out / FILE).get("made_by", "")).startswith(MADE_BY)
-    if not ours:
+    files = [path for path in out.rglob("*") if not path.is_dir()] if out.is_dir() else [out]
+    strangers = [path for path in files if path.relative_to(out).as_posix() not in WRITTEN]
+    if strangers or not _is_export(out):
         raise MedContextError(
             "There is something else than an export here; it is left alone.",
             file=out,
-            found=", ".join(sorted(path.name for path in out.iterdir())[:8]) if out.is_dir() else "a file",
+            found=", ".join(sorted(path.name for path in strangers or files)[:8]),
             expected="no such folder, an empty one, or an export",
             remedy="choose another folder",
         )
@@ -89,9 +95,17 @@ def _require_place(out: Path, replace: bool) -> None:
         )
 
 
+def _is_export(folder: Path) -> bool:
+    try:
+        about = read_json(folder / FILE)
+    except MedContextError:
+        return False
+    return isinstance(about, dict) and str(about.get("made_by")).startswith(MADE_BY)
+
+
 def _require_room(out: Path, weights: int) -> None:
     there = next(folder for folder in out.resolve().parents if folder.exists())
-    needed, free = ROOM * weights + MEGABYTE, shutil.disk_usage(there).free
+    needed, free = 2 * weights + ROOM, shutil.disk_usage(there).free
     if free < needed:
         raise MedContextError(
             "There is no room for the export.",

@@ -37,7 +37,12 @@ _NORMALISE = f"$lambda image: ({', '.join(_STEPS)})[-1]"
 """Each channel by the moments of the box around all that isn't empty; MONAI's own transforms take those of an image
 from the whole of it, or from its voxels that are not 0."""
 
-LICENSE = """\
+WEIGHTS, METADATA, INFERENCE = "models/model.pt", "configs/metadata.json", "configs/inference.json"
+README, LICENSE = "docs/README.md", "LICENSE"
+BUNDLE_FILES = (WEIGHTS, METADATA, INFERENCE, README, LICENSE)
+"""Beside the TorchScript network."""
+
+NO_LICENCE = """\
 No licence has been given for the weights and configuration files of this bundle. Whoever trained the network holds the
 rights, within the terms of the scans it was trained on. Before you pass it on, put the licence you choose here.
 """
@@ -53,15 +58,15 @@ def write_bundle(folder: Path, network: nn.Module, plan: Plan, about: Mapping[st
         about: What is recorded beside the weights.
         readme: In words.
     """
-    torch.save(dict(network.state_dict()), folder / "models" / "model.pt")
-    write_json(folder / "configs" / "metadata.json", metadata(plan, about))
-    write_json(folder / "configs" / "inference.json", inference(plan))
-    write_text(folder / "docs" / "README.md", readme)
-    write_text(folder / "LICENSE", LICENSE)
+    torch.save(dict(network.state_dict()), folder / WEIGHTS)
+    write_json(folder / METADATA, metadata(plan, about))
+    write_json(folder / INFERENCE, inference(plan))
+    write_text(folder / README, readme)
+    write_text(folder / LICENSE, NO_LICENCE)
 
 
 def metadata(plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the bundle is: ``configs/metadata.json``."""
+    """What the bundle is."""
     how, names = plan.normalisation, [each["name"] for each in outputs(plan)]
     ct = how.kind == "ct"
     common = {"type": "image", "spatial_shape": list(plan.patch), "dtype": "float32", "is_patch_data": True}
@@ -98,7 +103,7 @@ def metadata(plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inference(plan: Plan) -> dict[str, Any]:
-    """How the bundle is run on a folder of scans: ``configs/inference.json``."""
+    """How the bundle is run on a folder of scans."""
     return {
         "imports": ["$import glob"],
         "bundle_root": ".",
