@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -22,10 +23,12 @@ from medcontext.data.split import Split
 from medcontext.data.split_file import SplitFile, read_split_file, write_split_file
 from medcontext.errors import MedContextError
 from medcontext.networks import registry
+from medcontext.studies import cross_validation
 from medcontext.studies.cross_validation import cross_validate
 from medcontext.studies.fold_folder import CrossValidationFolder
 from medcontext.studies.fold_summary import folds_table, summarise
 from medcontext.training import loop
+from medcontext.training.distribution import PREPARING
 from medcontext.training.run import RunFolder
 from tests.conftest import make_tiny
 from tests.test_cli import run
@@ -37,6 +40,7 @@ KILLED_IN_FOLD_1 = """
 import os, signal, sys
 from medcontext.cli.main import main
 from medcontext.training import loop
+from medcontext.training.distribution import PREPARING
 
 done, step = 0, loop.train_step
 
@@ -307,6 +311,24 @@ def test_two_processes_share_every_fold(room, tmp_path):
     assert done.stdout.count("overall") == 1
     assert done.stderr.count("on 2 x cpu") == 2
     assert [each["steps"] for each in summary(out)["runs"]] == [2, 2]
+
+
+def test_the_other_processes_wait_while_the_first_one_works_and_end_with_it(crossed, room, tmp_path, monkeypatch):
+    out = copied(crossed, tmp_path / "out")
+    waits = []
+    monkeypatch.setattr(cross_validation, "first_does", lambda _, work, patience: waits.append(patience) or work())
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"]) as other:
+        strategy = SimpleNamespace(launcher=SimpleNamespace(procs=[other]))
+        fabric = SimpleNamespace(world_size=2, is_global_zero=True, strategy=strategy)
+        monkeypatch.setattr(cross_validation, "launch", lambda _: fabric)
+        cross_validate(room / "data", out.path, folds=FOLDS, resume=True)
+        assert waits == [PREPARING, PREPARING]
+        assert other.poll() is None
+        shutil.rmtree(out.run(1).path)
+        monkeypatch.setattr(cross_validation, "train", lambda *_, **__: {}["nothing"])
+        with pytest.raises(KeyError):
+            cross_validate(room / "data", out.path, folds=FOLDS, resume=True)
+        assert other.wait(60) == -signal.SIGKILL
 
 
 def scored(rng: np.random.Generator, fold: int, cases: int) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from medcontext.studies.fold_folder import CrossValidationFolder
 from medcontext.studies.fold_summary import summarise
 from medcontext.studies.holdout import score_held_out
 from medcontext.training.config import TrainConfig
-from medcontext.training.distribution import first_does, launch
+from medcontext.training.distribution import PREPARING, ending_together, first_does, launch
 from medcontext.training.run import MAY_CHANGE, RunFolder, from_stored, to_resume
 from medcontext.training.setup import checked, require_clean
 from medcontext.training.train import train
@@ -63,13 +64,15 @@ def cross_validate(
     asked = config or stored or TrainConfig()
     fabric = launch(asked)
     progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
-    begun = first_does(fabric, lambda: _begin(Path(data), folder, asked, stored, folds, resume, replace, progress))
-    for fold, settings in begun.items():
-        run = folder.run(fold)
-        progress.say(f"fold {fold} ({fold + 1} of {folds}): {run.path}" + ("" if settings else ", done before"))
-        if settings is not None:
-            train(data, run.path, settings, resume=True, progress=progress)
-    return first_does(fabric, lambda: _score(Path(data), folder, folds, asked.device, progress))
+    # The other processes were started here, not by the trainings; and they wait long while data are read or predicted.
+    with ending_together(fabric):
+        work = partial(_begin, Path(data), folder, asked, stored, folds, resume, replace, progress)
+        for fold, settings in first_does(fabric, work, PREPARING).items():
+            run = folder.run(fold)
+            progress.say(f"fold {fold} ({fold + 1} of {folds}): {run.path}" + ("" if settings else ", done before"))
+            if settings is not None:
+                train(data, run.path, settings, resume=True, progress=progress)
+        return first_does(fabric, partial(_score, Path(data), folder, folds, asked.device, progress), PREPARING)
 
 
 def _begin(

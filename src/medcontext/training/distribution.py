@@ -25,7 +25,7 @@ from medcontext.training.sharding import shard
 Result = TypeVar("Result")
 
 PREPARING = timedelta(days=1)
-"""How long processes wait while the first one checks and prepares the data."""
+"""How long processes wait while the first one reads, prepares or predicts the data."""
 
 TRAINING = timedelta(minutes=30)
 """How long processes wait for one another after that: one may have larger volumes to validate on than another."""
