@@ -263,10 +263,12 @@ def test_a_folder_without_room_or_rights_is_said_before_the_work(model, expected
     for place in (tmp_path / "file", tmp_path / "file" / "out"):
         assert predict(model, tmp_path / "scans", place) == 1
         assert "The predictions can't be written.\n  file: " + str(place) in capsys.readouterr().err
-    usage = folder_module.shutil.disk_usage(tmp_path)._replace(free=10)
-    monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _: usage)
-    assert predict(model, tmp_path / "scans", tmp_path / "out") == 1
-    assert "The disk has no room" in capsys.readouterr().err
+    size = sum(path.stat().st_size for path in (tmp_path / "scans").iterdir())
+    usage = folder_module.shutil.disk_usage(tmp_path)
+    for free, options in ((size // 20, []), (size // 4, ["--probabilities"])):
+        monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        assert predict(model, tmp_path / "scans", tmp_path / "out", *options, "--replace") == 1
+        assert "The disk has no room" in capsys.readouterr().err
 
 
 def test_scans_and_other_files_are_never_written_over(model, expected, tmp_path, capsys):

@@ -12,7 +12,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from medcontext.cli import commands, data_commands, evaluate_command, export_command, view_command
+from medcontext.cli import commands, data_commands, evaluate_command, export_command, predict_commands, view_command
 from medcontext.cli.parser import Parser
 from medcontext.errors import MedContextError
 from medcontext.method.presets import PRESETS, MethodConfig
@@ -26,8 +26,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
         commands.check,
         commands.plan,
         commands.split,
-        commands.predict,
-        commands.tune,
+        predict_commands.predict,
+        predict_commands.tune,
         export_command.export,
         evaluate_command.evaluate,
         commands.report,

@@ -18,8 +18,8 @@ RECORD = ".predicted-by-medcontext"
 """The file that says that a folder holds predictions, and of which model: only such are ever written over."""
 
 SHARE_OF_SCAN = 0.1
-"""A label map takes less of the disk than this share of its compressed scan. Measured on 270 real label maps of up to
-61 structures: 0.001 to 0.073."""
+"""A label map takes less of the disk than this share of its compressed scan: 274 real ones, of up to 61 structures,
+took 0.0003 to 0.073. It is the least that probabilities take; of hippocampi, they took 1.7 times the scan a class."""
 
 
 class PredictionFolder:
@@ -46,12 +46,13 @@ class PredictionFolder:
         """Where the label map of a scan goes."""
         return self.path / f"{name}{ending_for(self._kind, scan)}"
 
-    def open(self, scans: Scans, *, redo: bool) -> list[str]:
+    def open(self, scans: Scans, *, redo: bool, maps: int = 1) -> list[str]:
         """Make the folder ready to be written to; nothing in it is lost.
 
         Args:
             scans: All that are to be predicted.
             redo: Whether predictions of another model, or with other options, are to be made anew.
+            maps: How many are written of each scan: its labels, and perhaps probabilities.
 
         Returns:
             The scans whose label maps are there and up to date.
@@ -97,7 +98,7 @@ class PredictionFolder:
         except OSError as error:
             raise unwritable(self.path, error) from error
         done = [name for name, file in files.items() if self._up_to_date(file, scans[name])]
-        self._require_room(paths for name, paths in scans.items() if name not in done)
+        self._require_room([path for name, paths in scans.items() if name not in done for path in paths], maps)
         return done
 
     def note(self, summary: Mapping[str, Any]) -> None:
@@ -134,15 +135,15 @@ class PredictionFolder:
                         remedy="choose another folder",
                     )
 
-    def _require_room(self, scans: Iterable[tuple[Path, ...]]) -> None:
-        needed = SHARE_OF_SCAN * sum(_size(path) for paths in scans for path in paths)
+    def _require_room(self, scans: Iterable[Path], maps: int) -> None:
+        needed = SHARE_OF_SCAN * maps * sum(_size(path) for path in scans)
         free = shutil.disk_usage(self.path).free
         if needed > free:
             raise MedContextError(
                 "The disk has no room for the predictions.",
                 file=self.path,
                 found=f"{free / 1e6:,.0f} MB free",
-                expected=f"about {needed / 1e6:,.0f} MB, a tenth of the scans",
+                expected=f"about {needed / 1e6:,.0f} MB, a tenth of the scans for each of {maps} map(s)",
                 remedy="make room, or choose a folder on another disk",
             )
 

@@ -102,7 +102,8 @@ def predict_files(
     require_format(kind, mine)
     made_by = {**_made_by(predictor), "probabilities": probabilities, "entropy": entropy}
     folder = PredictionFolder(out, kind, made_by, shard)
-    up_to_date = folder.open(mine, redo=redo or replace)
+    maps = 1 + predictor.plan.labels.outputs * probabilities + entropy
+    up_to_date = folder.open(mine, redo=redo or replace, maps=maps)
     outcome = Outcome(len(mine), [] if replace else up_to_date, folder.summary)
     waiting = {name: paths for name, paths in mine.items() if name not in set(outcome.there)}
     progress = progress or Progress(quiet=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from medcontext.data.plan import Plan, listed
 from medcontext.data.prepare import planned_size
 from medcontext.data.scan import Scan
 from medcontext.errors import MedContextError
+from medcontext.inference.memory import GIB, free_memory
 
 KEY = "seen"
 """Of what the training scans were like, among what a model file says beside its weights."""
@@ -76,18 +76,18 @@ def require_memory(scan: Scan, plan: Plan) -> None:
     larger.
 
     Raises:
-        MedContextError: It takes more memory than there is.
+        MedContextError: It takes more memory than is free.
     """
     size = planned_size(scan, plan)
     needed = 4.0 * plan.channels * np.prod(size, dtype=np.float64)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
+    free = free_memory("cpu")
+    if needed > free:
         raise MedContextError(
             "There is too little memory for this scan at the network's spacing.",
             file=scan.path,
-            found=f"{memory / 2**30:.1f} GiB of memory; {listed(scan.array.shape[1:])} voxels of "
+            found=f"{free / GIB:.1f} GiB free; {listed(scan.array.shape[1:])} voxels of "
             f"{_sizes(reoriented_spacing(scan.affine, plan.orientation))} mm",
-            expected=f"more than {needed / 2**30:,.0f} GiB, for {listed(size)} voxels of {_sizes(plan.spacing)} mm",
+            expected=f"more than {needed / GIB:,.0f} GiB, for {listed(size)} voxels of {_sizes(plan.spacing)} mm",
             remedy="see whether the header is in millimetres; if it is right, cut the scan into parts",
         )
 
