@@ -79,12 +79,14 @@ def test_the_demonstration(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "own" / "file").exists()
 
 
-def test_check_fails_on_bad_data_and_lists_every_error(own_tiny, capsys):
+def test_check_fails_on_bad_data_and_lists_every_error(own_tiny, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
     (own_tiny / "labelsTr" / "case_01.nii.gz").unlink()
     (own_tiny / "imagesTr" / "case_02.nii.gz").write_bytes(b"broken")
     assert run("check", own_tiny) == 1
     said = capsys.readouterr().out
-    assert "case_01.nii.gz" in said.replace("\n", "")
+    assert "case_01.nii.gz" in said
+    assert "case_02.nii.gz" in said
     assert "2 error(s)" in said
 
 
