@@ -24,6 +24,7 @@ from medcontext.method.presets import MethodConfig
 from medcontext.training import distribution
 from medcontext.training.config import TrainConfig
 from medcontext.training.distribution import first_does, follow_first, launch, of_all, require_equal_shares
+from medcontext.training.loop import _agreed
 from medcontext.training.run import RunFolder, from_stored
 from medcontext.training.train import train
 from tests.test_train import NETWORK, SECONDS, weights
@@ -139,11 +140,19 @@ def test_what_can_not_be_shared_is_refused(monkeypatch):
 
 def exchange(rank: int, store: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    fabric = Mock(world_size=2, device=torch.device("cpu"), is_global_zero=rank == 0)
+
+    def all_reduce(tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
+        torch.distributed.all_reduce(tensor)
+        return tensor / {"sum": 1, "mean": 2}[reduce_op]
+
+    fabric = Mock(world_size=2, device=torch.device("cpu"), is_global_zero=rank == 0, all_reduce=all_reduce)
     statistics = [torch.full((2,), rank + 5.0), torch.tensor(rank + 7)]
     follow_first(fabric, statistics)
     assert [each.tolist() for each in statistics] == [[5, 5], 7]
     assert of_all(fabric, {f"case {1 - rank}": rank}) == {"case 0": 1, "case 1": 0}
+    # One is asked to stop; the other, by its own clock, is late for a checkpoint.
+    for device, agreed in (("cpu", (True, True)), ("cuda:0", (False, False))):
+        assert _agreed(Mock(fabric=fabric, device=device), rank == 0, rank == 1, logged=False) == agreed
     assert first_does(fabric, lambda: "done once") == "done once"
     with pytest.raises(ZeroDivisionError if rank == 0 else SystemExit):
         first_does(fabric, lambda: 1 // 0)

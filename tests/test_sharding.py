@@ -38,7 +38,7 @@ def one(tiny, settings, tmp_path_factory) -> RunFolder:
 @pytest.fixture(scope="module")
 def two(tiny, settings, tmp_path_factory) -> RunFolder:
     run = RunFolder(tmp_path_factory.mktemp("runs") / "two")
-    done = subprocess.run([sys.executable, *sharded(tiny, run, settings)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *sharded(tiny, run, settings)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return run
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_holds_whole_tensors_and_nothing_beside(one, two):
 
 def test_a_killed_run_goes_on_with_the_same_bits(killed, two, tiny, settings, tmp_path):
     run = RunFolder(shutil.copytree(killed.path, tmp_path / "run"))
-    done = subprocess.run([sys.executable, *sharded(tiny, run, settings, "--resume")], capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, *sharded(tiny, run, settings, "--resume")], capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert same(run, two)
 

@@ -34,7 +34,7 @@ calls = iter(range(1_000_000))
 def troubled(what: str, process: int, *arguments: object) -> str:
     """Run it to its end, and return what was said; as long as one process is there, it might still say something."""
     started = [sys.executable, __file__, what, str(process), *map(str, arguments)]
-    done = subprocess.run(started, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(started, capture_output=True, text=True, check=False, timeout=300)
     # The first process ends itself with an error, or is ended where it gives no answer.
     assert done.returncode in (1, -signal.SIGKILL), done.stderr
     assert "Traceback" not in done.stderr, done.stderr
