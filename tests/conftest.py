@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +16,12 @@ import pytest
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Nothing is kept in the cache of whoever runs the tests."""
     os.environ["HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """What a test starts and interrupts would inherit that SIGINT is ignored, as ``nohup`` and ``&`` leave it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 ORIENTATIONS = ("RAS", "LPS", "PSR", "SAL")
