@@ -143,5 +143,9 @@ def test_patience_ends_a_training_that_no_longer_gets_better(tiny, settings, tmp
     assert load_tensors(run.best)["about"]["step"] == 4
     train(tiny, run.path, patient, resume=True)
     assert load_tensors(run.last)["method"]["step"] == 8
+    scores = iter([0.5, 0.6, 0.55, 0.6])
+    run = RunFolder(train(tiny, tmp_path / "last", dataclasses.replace(patient, keep="last")))
+    about = load_tensors(run.best)["about"]
+    assert (about["step"], about["validation_dice"]) == (8, 0.6)
     with pytest.raises(MedContextError, match="needs validation cases"):
         train(tiny, tmp_path / "none", dataclasses.replace(patient, validation_share=0))

@@ -335,6 +335,18 @@ def test_a_failed_run_is_told_and_a_run_whose_scores_are_gone_is_scored_again(co
     assert "Not done yet: 1 of 3" in (tmp_path / "results" / "tiny.md").read_text()
 
 
+def test_a_run_that_patience_ended_is_done_though_steps_are_left(conducted, room, tmp_path):
+    shutil.copytree(conducted, tmp_path / "out")
+    planned = read_study(room / "study.yaml", room).runs[0]
+    run = RunFolder(tmp_path / "out" / planned.name)
+    run.forget_after(3)
+    assert state_of(planned, tmp_path / "out") == "done"
+    told = json.loads(run.about.read_text())
+    del told["finished"]
+    run.about.write_text(json.dumps(told))
+    assert state_of(planned, tmp_path / "out") == "begun"
+
+
 def test_a_model_newer_than_its_scores_has_not_been_scored(conducted, room, tmp_path):
     shutil.copytree(conducted, tmp_path / "out")
     planned = read_study(room / "study.yaml", room).runs[0]

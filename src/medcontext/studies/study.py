@@ -28,7 +28,7 @@ LOOK_SECONDS = 0.5
 
 
 def state_of(planned: PlannedRun, out: Path) -> State:
-    """How far a run is: ``done`` is trained to its last step and scored on the held-out cases after that.
+    """How far a run is: ``done`` is trained to its end and scored on the held-out cases after that.
 
     Raises:
         MedContextError: There is a run of this name with other settings or other held-out cases.
@@ -47,8 +47,7 @@ def state_of(planned: PlannedRun, out: Path) -> State:
             expected=f"{len(fold.test)} held-out cases of {planned.config.split}",
             remedy="move it away, or give the study another folder",
         )
-    rows = [row["step"] for row in run.history() if row["kind"] == "train"]
-    if not run.best.is_file() or not rows or rows[-1] != stored.max_steps:
+    if not run.finished:
         return "begun"
     scored = run.evaluation.is_file() and run.evaluation.stat().st_mtime >= run.best.stat().st_mtime
     return "done" if scored else "trained"

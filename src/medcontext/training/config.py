@@ -14,6 +14,7 @@ Preset = Literal["medcontext", "paper", "official", "supervised"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 OptimizerName = Literal["adamw", "sgd"]
 Strategy = Literal["ddp", "fsdp"]
+Keep = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,10 @@ class TrainConfig:
 
     validations: int = 8
     """How often the validation cases are predicted as a whole, spread evenly over the training."""
+
+    keep: Keep = "best"
+    """Which validation's network becomes the model: the ``best`` so far, or the ``last``. With a handful of validation
+    cases the best is a matter of chance, and the last generally better."""
 
     quick_validations: int = 3
     """How often between two of them, on a few fixed patches of the same cases. Each costs about as much as a training

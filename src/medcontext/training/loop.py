@@ -155,7 +155,8 @@ class _Validations:
 
 
 def _validate(training: Training, overlay: PatchOverlay | None) -> None:
-    """Score student and teacher on whole volumes; keep the better of the two if it is the best so far.
+    """Score student and teacher on whole volumes; keep the better of the two if it is the best so far, or the last is
+    asked for.
 
     Without validation cases the teacher (the student, where there is none) is kept each time.
     """
@@ -172,10 +173,11 @@ def _validate(training: Training, overlay: PatchOverlay | None) -> None:
         training.latest |= row
     if known:
         chosen = max(known, key=lambda name: known[name])
-    training.stale += 1
-    if known.get(chosen, training.best) > training.best or training.best < 0 or not training.validation:
-        training.stale = 0
+    better = known.get(chosen, training.best) > training.best or training.best < 0 or not training.validation
+    training.stale = 0 if better else training.stale + 1
+    if better:
         training.best = known.get(chosen, training.best)
+    if better or training.config.keep == "last":
         about = training.about | {"step": training.step, "which": chosen, "validation_dice": known.get(chosen)}
         weights = training.weights(chosen)
         first_does(training.fabric, lambda: save_model(training.run.best, weights, training.plan, about))
