@@ -22,6 +22,7 @@ from medcontext.data.dataset import open_dataset
 from medcontext.data.split import Split
 from medcontext.data.split_file import SplitFile, read_split_file, write_split_file
 from medcontext.errors import MedContextError
+from medcontext.files import LOCK, alone_in
 from medcontext.networks import registry
 from medcontext.studies import cross_validation
 from medcontext.studies.cross_validation import cross_validate
@@ -99,7 +100,7 @@ def steps(monkeypatch) -> list[Path]:
 
 
 def test_every_fold_is_a_run_and_holds_out_its_own_cases(crossed, room, tmp_path):
-    names = sorted(path.name for path in crossed.path.iterdir())
+    names = sorted(path.name for path in crossed.path.iterdir() if path.name != LOCK)
     assert names == ["config.yaml", "fold-0", "fold-1", "fold-2", "folds.json", "summary.json"]
     assert run("split", room / "data", tmp_path / "folds.json", "--folds", FOLDS) == 0
     drawn = read_split_file(crossed.folds)
@@ -269,6 +270,9 @@ def test_replacing_removes_folds_and_nothing_else(crossed, room, tmp_path, steps
     assert [each["steps"] for each in summary(out)["runs"]] == [1, 1]
     assert not out.run(2).path.exists()
     assert (out.path / "notes.txt").read_text() == "mine"
+    with alone_in(out.path):
+        assert run(*arguments(room, out.path, "--folds", 2, "--replace")) == 1
+    assert out.run(1).finished, "another process would be at work on it"
     (out.run(1).path / "plan.json").unlink()
     assert run(*arguments(room, out.path, "--folds", 2, "--replace")) == 1
     assert out.run(0).finished

@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on_bit_by_bit(changes, trained, tiny, settings, tmp_p
     assert [row["step"] for row in run.history()] == [row["step"] for row in whole.history()]
 
 
-def test_ctrl_c_writes_a_checkpoint_and_says_stopped(tiny, settings, tmp_path):
+def test_a_run_under_way_is_left_alone_and_ctrl_c_writes_its_checkpoint(tiny, settings, tmp_path):
     run = RunFolder(tmp_path / "run")
     command = [sys.executable, "-m", "medcontext", "train", str(tiny), "--out", str(run.path), "--max-steps", "100000"]
     command += ["--patch", "[16,16,16]", "--network-settings", json.dumps(NETWORK), "--cache", str(settings.cache)]
@@ -156,6 +156,11 @@ def test_ctrl_c_writes_a_checkpoint_and_says_stopped(tiny, settings, tmp_path):
     deadline = time.monotonic() + 120
     while not run.history() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.2)
+    before = run.config.read_bytes()
+    for way in ({"resume": True}, {"replace": True}):
+        with pytest.raises(MedContextError, match="Another process is at work"):
+            train(tiny, run.path, None if "resume" in way else settings, **way)
+    assert run.config.read_bytes() == before
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
@@ -178,6 +183,10 @@ def test_a_folder_in_use_is_refused_and_replaced_only_if_it_is_a_run(trained, ti
         with pytest.raises(MedContextError, match="something else than a run"):
             train(tiny, precious, settings, **way)
     assert (precious / "thesis.txt").read_text() == "years of work"
+    (precious / "folds.json").write_text("{}")
+    with pytest.raises(MedContextError, match="something else than a run") as error:
+        train(tiny, precious, resume=True)
+    assert "--folds" in error.value.remedy
     copy = shutil.copytree(trained.path, tmp_path / "copy")
     with pytest.raises(MedContextError, match="nothing left to see"):
         train(tiny, copy, dataclasses.replace(settings, patch=(8, 8, 8)), replace=True)

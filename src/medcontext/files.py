@@ -12,6 +12,9 @@ from typing import Any
 
 from medcontext.errors import MedContextError
 
+LOCK = ".lock"
+"""Name of the file in a folder by which one process keeps others out of it."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -45,6 +48,33 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(Path(room) / "old")
         new.rename(path)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, which the system takes back however the process ends. Where a file system has no
+    locks, there is nothing to hold.
+
+    Raises:
+        MedContextError: Another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise MedContextError(
+            "Another process is at work in this folder.",
+            file=folder,
+            remedy="wait for it or stop it, or choose another folder",
+        ) from None
+    except NotImplementedError:
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _umask() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from medcontext.data.dataset import Dataset, open_dataset
 from medcontext.data.split import Split, make_folds
 from medcontext.data.split_file import SplitFile, read_split_file
 from medcontext.errors import MedContextError, require
-from medcontext.files import write_json
+from medcontext.files import alone_in, write_json
 from medcontext.networks.registry import network_spec
 from medcontext.progress import Progress
 from medcontext.studies.fold_folder import CrossValidationFolder
@@ -65,8 +66,8 @@ def cross_validate(
     fabric = launch(asked)
     progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
     # The other processes were started here, not by the trainings; and they wait long while data are read or predicted.
-    with ending_together(fabric):
-        work = partial(_begin, Path(data), folder, asked, stored, folds, resume, replace, progress)
+    with ending_together(fabric), ExitStack() as held:
+        work = partial(_begin, Path(data), folder, asked, stored, folds, resume, replace, progress, held)
         for fold, settings in first_does(fabric, work, PREPARING).items():
             run = folder.run(fold)
             progress.say(f"fold {fold} ({fold + 1} of {folds}): {run.path}" + ("" if settings else ", done before"))
@@ -84,10 +85,15 @@ def _begin(
     resume: bool,
     replace: bool,
     progress: Progress,
+    held: ExitStack,
 ) -> dict[int, TrainConfig | None]:
-    """Find or write what the folds are, and what each is trained by: None for one that is done."""
+    """Find or write what the folds are, and what each is trained by: None for one that is done. The folder is held from
+    here on."""
     require(count >= 2, "folds", count, "a whole number, 2 or more")
     goes_on = folder.open(resume=resume, replace=replace)
+    existed = folder.path.is_dir()
+    if existed:
+        held.enter_context(alone_in(folder.path))
     settings = (
         to_resume(asked, stored, folder.path) if stored else dataclasses.replace(asked, method=asked.method_config())
     )
@@ -101,6 +107,8 @@ def _begin(
     if not goes_on:
         require_clean(checked(dataset, settings.cache, progress))
         folder.begin(settings, file)
+        if not existed:
+            held.enter_context(alone_in(folder.path))
         progress.say(f"{count} folds, split {file.hash}: {folder.folds}")
     elif stored is None:
         folder.write_config(settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medcontext.data.split_file import SplitFile, write_split_file
 from medcontext.errors import MedContextError
-from medcontext.files import write_text
+from medcontext.files import LOCK, write_text
 from medcontext.training.config import TrainConfig
 from medcontext.training.run import RunFolder, from_stored, plain
 
@@ -40,7 +40,8 @@ class CrossValidationFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise MedContextError("The folder to write is a file.", file=self.path, remedy="choose another folder")
-        there = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        there = [name for name in names if name != LOCK]
         found = ", ".join(there[:8])
         # Where it was stopped before the first fold, nothing can be lost.
         bare = there in ([], [self.config.name, self.folds.name])

@@ -19,7 +19,7 @@ from medcontext.data.augment_config import AugmentConfig
 from medcontext.data.plan import Plan
 from medcontext.data.split import Split
 from medcontext.errors import MedContextError
-from medcontext.files import read_json, replacing_folder, write_json, write_text
+from medcontext.files import LOCK, read_json, replacing_folder, write_json, write_text
 from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 
@@ -74,9 +74,10 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise MedContextError("The run folder is a file.", file=self.path, remedy="choose another folder")
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        there = ", ".join([name for name in names if name != LOCK][:8])
+        if not there:
             return False
-        there = ", ".join(sorted(path.name for path in self.path.iterdir())[:8])
         if not resume and not replace:
             raise MedContextError(
                 "The run folder exists already.",
@@ -90,7 +91,9 @@ class RunFolder:
                 file=self.path,
                 found=there,
                 expected="a folder with config.yaml, plan.json, split.json and run.json in it",
-                remedy="choose another folder",
+                remedy="go on with this cross-validation by --folds and --resume"
+                if "folds.json" in names
+                else "choose another folder",
             )
         return resume
 

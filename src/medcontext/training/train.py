@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from medcontext.data.plan import Plan
 from medcontext.data.sampling import PatchBatches
 from medcontext.data.split import Split
 from medcontext.errors import MedContextError
-from medcontext.files import read_json
+from medcontext.files import alone_in, read_json
 from medcontext.inference.model import load_tensors
 from medcontext.inference.unlike import KEY as SEEN
 from medcontext.inference.unlike import seen_in
@@ -101,8 +102,8 @@ def train(
         network_spec(config.network, allow_import=True)
     fabric = launch(config or (from_stored(run.read_config()) if resume and run.config.is_file() else TrainConfig()))
     progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
-    with warning_interrupts(), ending_together(fabric):
-        work = partial(_begin, Path(data), run, config, resume, replace, fabric, progress)
+    with warning_interrupts(), ending_together(fabric), ExitStack() as held:
+        work = partial(_begin, Path(data), run, config, resume, replace, fabric, progress, held)
         _train(run, first_does(fabric, work, PREPARING), fabric, progress)
     return run.path
 
@@ -126,9 +127,12 @@ def _begin(
     replace: bool,
     fabric: Fabric,
     progress: Progress,
+    held: ExitStack,
 ) -> _Begun:
-    """All that comes before the first step and is done once."""
+    """All that comes before the first step and is done once. The run's folder is held from here on."""
     resumes = run.open(resume=resume, replace=replace)
+    if run.path.is_dir():
+        held.enter_context(alone_in(run.path))
     dataset = open_dataset(data)
     facts, checkpoint = None, None
     if resumes:
@@ -142,6 +146,8 @@ def _begin(
         report = checked(dataset.with_patients(config.patient), config.cache, progress)
         facts = report.facts
         config, plan, split = _set_up(run, report, config, fabric, progress)
+        # A run that was replaced has taken its lock with it.
+        held.enter_context(alone_in(run.path))
     about = read_json(run.about)
     unlabelled = tuple(about.get("unlabelled", ()))
     folders = prepared_scans(dataset, plan, split, unlabelled, config, progress, facts)
