@@ -211,6 +211,17 @@ def test_a_run_is_not_resumed_with_other_settings(trained, tiny, settings):
     assert all(torch.equal(a, b) for a, b in zip(weights(trained), before, strict=True))
 
 
+def test_a_run_is_not_resumed_by_another_plan(trained, tiny, settings, tmp_path):
+    copy = RunFolder(shutil.copytree(trained.path, tmp_path / "copy"))
+    plan = json.loads(copy.plan.read_text())
+    copy.plan.write_text(json.dumps(plan))
+    train(tiny, copy.path, settings, resume=True)
+    copy.plan.write_text(json.dumps(plan | {"spacing": [2.0, 2.0, 2.0]}))
+    with pytest.raises(MedContextError, match="plan has changed") as error:
+        train(tiny, copy.path, settings, resume=True)
+    assert "hash" in error.value.expected
+
+
 def test_a_full_disk_leaves_the_older_checkpoint_whole(trained, tmp_path):
     """The real limit of a file's size stands for a full disk: writing fails half-way."""
     import resource

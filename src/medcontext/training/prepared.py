@@ -1,4 +1,4 @@
-"""The prepared scans that a run learns from, and that they are the same ones when it goes on."""
+"""The prepared scans that a run learns from, and that they and the plan are the same ones when it goes on."""
 
 from __future__ import annotations
 
@@ -68,6 +68,24 @@ def require_same_scans(run: RunFolder, folders: Mapping[str, Path], resumes: boo
             file=run.path,
             found=f"{len(changed)} case(s) of other content, for example {changed[0]}",
             remedy="resume it on the scans it began with, or start a new run",
+        )
+
+
+def require_same_plan(run: RunFolder) -> None:
+    """What is left to learn is learned by the plan that the run began with.
+
+    Raises:
+        MedContextError: Someone has changed it.
+    """
+    before = read_json(run.about).get("hashes", {}).get("plan")
+    now = _hash(read_json(run.plan))
+    if before not in (None, now):
+        raise MedContextError(
+            "The plan has changed since this run began.",
+            file=run.plan,
+            found=f"hash {now}",
+            expected=f"hash {before}, as run.json says",
+            remedy="put the old one back, or start a new run by the changed one (--plan)",
         )
 
 

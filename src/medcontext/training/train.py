@@ -47,7 +47,7 @@ from medcontext.training.distribution import (
 )
 from medcontext.training.logs import RunLogs
 from medcontext.training.loop import fit
-from medcontext.training.prepared import prepared_scans, require_same_scans
+from medcontext.training.prepared import prepared_scans, require_same_plan, require_same_scans
 from medcontext.training.pretraining import pretraining_config, pretraining_outputs
 from medcontext.training.run import RunFolder, describe_environment, from_stored, plain, to_resume
 from medcontext.training.schedule import make_optimizer
@@ -137,6 +137,7 @@ def _begin(
     facts, checkpoint = None, None
     if resumes:
         stored = from_stored(run.read_config())
+        require_same_plan(run)
         config, plan, split = to_resume(config or stored, stored, run.path), run.read_plan(), run.read_split()
         _require_equal_shares(config, plan, fabric)
     else:
