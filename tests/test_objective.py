@@ -130,6 +130,56 @@ def test_gradient_shares_are_those_of_the_terms_alone():
         assert losses[f"gradient_share/{term}"].item() == pytest.approx(norm / sum(norms.values()), rel=1e-3)
 
 
+@pytest.mark.parametrize("passes", ["apart", "together"])
+@pytest.mark.parametrize(
+    ("left_out", "taken"),
+    [
+        ({"clean"}, {"student": 1, "teacher": 1}),
+        ({"masked"}, {"student": 2, "teacher": 1}),
+        ({"consistency"}, {"student": 2, "teacher": 0}),
+        ({"clean", "consistency"}, {"student": 1, "teacher": 0}),
+        ({"masked", "consistency"}, {"student": 1, "teacher": 0}),
+    ],
+    ids=lambda value: "-".join(sorted(value)) if isinstance(value, set) else "",
+)
+def test_a_term_without_weight_costs_nothing_and_changes_nothing(left_out, taken, passes):
+    network = Small()
+    network.inner[1], network.inner[2] = nn.InstanceNorm3d(5, affine=True), nn.Identity()
+    whole = copy.deepcopy(network)
+    terms = make("medcontext", whole)(*batch())
+    kept = {"clean", "masked", "consistency"} - left_out
+    sum(terms[term] for term in kept).backward()
+
+    method = make("medcontext", network, passes=passes, **{f"{term}_weight": 0.0 for term in left_out})
+    samples = {"student": 0, "teacher": 0}
+    for name, each in (("student", method.network), ("teacher", method.teacher.network)):
+
+        def counted(_, inputs, name=name):
+            samples[name] += len(inputs[0]) // 2
+
+        each.register_forward_pre_hook(counted)
+    losses = method(*batch(), backward=torch.Tensor.backward, diagnose=True, gradients=True)
+    assert samples == taken
+    assert {name for name in losses if name in terms} == kept | {"total"}
+    assert {name.partition("/")[2] for name in losses if name.startswith("gradient_share/")} == kept
+    assert ("context_score" in losses) == (kept != {"clean"})
+    assert ("context_gap" in losses) == ("clean" in kept and kept != {"clean"})
+    assert ("teacher_entropy" in losses) == ("consistency" in kept)
+    for mine, theirs in zip(network.parameters(), whole.parameters(), strict=True):
+        assert torch.allclose(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_what_would_learn_nothing_is_refused():
+    with pytest.raises(MedContextError, match="clean_weight"):
+        replace(preset("medcontext"), clean_weight=0.0, masked_weight=0.0, consistency_weight=0.0)
+    with pytest.raises(MedContextError, match="clean_weight"):
+        replace(preset("supervised"), clean_weight=0.0)
+    image, _ = batch()
+    for method in (make("supervised"), make("medcontext", consistency_weight=0.0)):
+        with pytest.raises(MedContextError, match="batch without labels"):
+            method(image, None)
+
+
 def test_supervised_is_the_supervised_loss_alone():
     method = make("supervised")
     image, label = batch()

@@ -61,18 +61,17 @@ def overlap(logits: Tensor, target: Tensor, region: Tensor | None = None, member
 
 
 def context(
-    clean: Tensor, masked: Tensor, target: Tensor, hidden: Tensor, membership: Tensor | None = None
+    clean: Tensor | None, masked: Tensor, target: Tensor, hidden: Tensor, membership: Tensor | None = None
 ) -> dict[str, Tensor]:
     """How well the hidden part is rebuilt from what is around it.
 
     ``context_score`` is the mean foreground Dice of the masked pass inside the hidden region only; ``context_gap`` is
-    what the clean pass, which sees that region, gets there beyond it. Zero gap: context alone is enough.
+    what the clean pass, if there is one, which sees that region, gets there beyond it. Zero gap: context alone is
+    enough.
     """
     score = hard_dice(masked, target, hidden, membership).nanmean()
-    return {
-        "context_score": score,
-        "context_gap": hard_dice(clean, target, hidden, membership).nanmean() - score,
-    }
+    gap = {} if clean is None else {"context_gap": hard_dice(clean, target, hidden, membership).nanmean() - score}
+    return {"context_score": score, **gap}
 
 
 def teacher_state(logits: Tensor, target: Tensor | None, regions: bool = False) -> dict[str, Tensor]:

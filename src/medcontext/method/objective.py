@@ -156,26 +156,23 @@ class MedContext:
             if backward is not None:
                 backward(torch.stack(list(weighted.values())).sum())
 
+        sees, hides, compares = self._passes(truth is not None)
+        seen = truth if sees else None
+        target = self.teacher(image) if self.teacher is not None and compares else None
+        mask = self.draw_mask(image, len(known)) if hides else None
+        noise = self._draw_noise(image, len(known)) if hides else None
         clean: Outputs | None = None
-        if self.teacher is None:
-            if truth is None:
-                raise MedContextError(
-                    "Supervised training can't use a batch without labels.", remedy="use a preset with a teacher"
-                )
-            learn_from({"clean": over_heads(self._loss, self.student(_of(image, known)), truth)})
+        masked: Outputs | None = None
+        if seen is not None and mask is not None and self.config.passes == "together":
+            clean, masked = self._as_one_batch(image, mask, noise, known)
+            terms = {"clean": over_heads(self._loss, clean, seen)}
+            learn_from(terms | self._masked(masked, target, truth, known, mask))
         else:
-            target = self.teacher(image)
-            mask, noise = self.draw_mask(image, len(known)), self._draw_noise(image, len(known))
-            if truth is not None and self.config.passes == "together":
-                clean, masked = self._as_one_batch(image, mask, noise, known)
-                learn_from(
-                    {"clean": over_heads(self._loss, clean, truth)} | self._masked(masked, target, truth, known, mask)
-                )
-            else:
-                if truth is not None:
-                    with self._without_synchronisation(backward):
-                        clean = self.student(_of(image, known))
-                        learn_from({"clean": over_heads(self._loss, clean, truth)})
+            if seen is not None:
+                with self._without_synchronisation(backward if hides else None):
+                    clean = self.student(_of(image, known))
+                    learn_from({"clean": over_heads(self._loss, clean, seen)})
+            if mask is not None:
                 masked = self.student(image, mask, noise)
                 learn_from(self._masked(masked, target, truth, known, mask))
         losses["total"] = torch.stack([weights[name] * term for name, term in losses.items()]).sum()
@@ -184,14 +181,28 @@ class MedContext:
         losses |= diagnostics.shares(norms)
         return losses if backward is None else {name: loss.detach() for name, loss in losses.items()}
 
+    def _passes(self, labelled: bool) -> tuple[bool, bool, bool]:
+        """Which passes a batch takes: clean, masked, and the teacher's. A term of weight 0 costs nothing."""
+        config, hides = self.config, self.teacher is not None
+        compares = hides and config.consistency_weight > 0
+        if not labelled and not compares:
+            raise MedContextError(
+                "Nothing can be learned from a batch without labels here.",
+                expected="a preset with a teacher, and a consistency weight above 0",
+            )
+        sees = labelled and (config.clean_weight > 0 or not hides)
+        return sees, compares or (hides and config.masked_weight > 0), compares
+
     def _masked(
-        self, masked: Outputs, target: Outputs, truth: Tensor | None, known: list[int], mask: Tensor
+        self, masked: Outputs, target: Outputs | None, truth: Tensor | None, known: list[int], mask: Tensor
     ) -> dict[str, Tensor]:
         """Terms of the masked pass: the whole of the label, the hidden part included, and the teacher's opinion."""
         terms = {}
-        if truth is not None:
+        if truth is not None and self.config.masked_weight > 0:
             outputs = [_of(head, known) for head in _heads(masked)]
             terms["masked"] = over_heads(self._loss, outputs[0] if isinstance(masked, Tensor) else outputs, truth)
+        if target is None:
+            return terms
         hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(_finest(masked)))
         heads = list(zip(_heads(masked), _heads(target), strict=True))
         compared = [
@@ -275,26 +286,29 @@ class MedContext:
     def _observe(
         self,
         clean: Outputs | None,
-        masked: Outputs,
-        target: Outputs,
+        masked: Outputs | None,
+        target: Outputs | None,
         truth: Tensor | None,
         known: list[int],
-        mask: Tensor,
+        mask: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Diagnostics of the samples that have a label; of the teacher alone where none has."""
+        """Diagnostics of the passes that there were, on the samples that have a label; of the teacher alone where none
+        has."""
+        membership = self._membership
         seen = {"momentum": torch.tensor(self.momentum)}
-        membership, regions = self._membership, self._membership is not None
-        if clean is None or truth is None:
-            return seen | diagnostics.teacher_state(_finest(target), None, regions)
-        student, blind, teacher = _finest(clean), *(_finest(outputs)[known] for outputs in (masked, target))
-        hidden = mask_to_voxels(mask[known], self.config.mask_patch, volume_size(student))[:, 0]
-        return {
-            **seen,
-            "batch_dice/student": diagnostics.hard_dice(student, truth, membership=membership).nanmean(),
-            "batch_dice/teacher": diagnostics.hard_dice(teacher, truth, membership=membership).nanmean(),
-            **diagnostics.context(student, blind, truth, hidden, membership),
-            **diagnostics.teacher_state(teacher, truth, regions),
-        }
+        if clean is not None and truth is not None:
+            seen["batch_dice/student"] = diagnostics.hard_dice(_finest(clean), truth, membership=membership).nanmean()
+        if target is not None:
+            teacher = _finest(target) if truth is None else _finest(target)[known]
+            seen |= diagnostics.teacher_state(teacher, truth, membership is not None)
+            if truth is not None:
+                seen["batch_dice/teacher"] = diagnostics.hard_dice(teacher, truth, membership=membership).nanmean()
+        if masked is not None and mask is not None and truth is not None:
+            blind = _finest(masked)[known]
+            hidden = mask_to_voxels(mask[known], self.config.mask_patch, volume_size(blind))[:, 0]
+            sighted = None if clean is None else _finest(clean)
+            seen |= diagnostics.context(sighted, blind, truth, hidden, membership)
+        return seen
 
 
 def _require_fitting(image: Tensor, label: Tensor | None) -> None:

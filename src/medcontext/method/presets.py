@@ -23,7 +23,7 @@ Axis = Literal[0, 1, 2]
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """The MedContext method.
+    """The MedContext method. A term of weight 0 is left out, and with it the pass that only it needs.
 
     ``L = clean_weight * L_clean + masked_weight * L_masked + consistency_weight * ramp * L_consistency``.
     """
@@ -127,6 +127,8 @@ class MethodConfig:
         require(0 <= self.momentum <= 1, "momentum", self.momentum, "a number from 0 to 1")
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        learns = self.clean_weight > 0 or (self.active and max(self.masked_weight, self.consistency_weight) > 0)
+        require(learns, "clean_weight", self.clean_weight, "a number above 0 where no other term has a weight")
         require(min(self.mask_patch) >= 1, "mask_patch", self.mask_patch, "three sizes in voxels, each 1 or more")
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
         require(0 <= self.ramp_up <= 1, "ramp_up", self.ramp_up, "a share from 0 to 1")

@@ -82,7 +82,9 @@ class _Stage:
     def shape(self) -> str:
         """What the time of a step depends on; of settings left open, all runs of a study make the same."""
         config, method = self.config, self.config.method_config()
-        passes = [config.unlabelled_batch] if self.pretrains else [config.compared_batch, method.active, method.hide]
+        terms = [weight > 0 for weight in (method.clean_weight, method.masked_weight, method.consistency_weight)]
+        passes = [config.compared_batch, method.active, method.hide, *terms]
+        passes = [config.unlabelled_batch] if self.pretrains else passes
         return json.dumps([config.network, config.patch, config.batch_size, passes])
 
     @property
