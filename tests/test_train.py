@@ -99,6 +99,9 @@ def test_a_run_folder_holds_everything_that_made_it(trained, tiny):
     about = json.loads(trained.about.read_text())
     assert about["data"] == str(tiny.resolve())
     assert about["versions"]["torch"] == torch.__version__
+    if (Path(__file__).parents[1] / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, check=True)
+        assert about["source"].rstrip("+") == head.stdout.decode()[:12]
     rows = trained.history()
     assert [row["step"] for row in rows if row["kind"] == "train"] == [3, 6, 9, 12]
     assert [row["step"] for row in rows if row["kind"] == "validation"] == [6, 12]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,26 +31,11 @@ def do(told: dict[str, Any]) -> None:
     out, config, progress = Path(told["out"]), from_stored(told["config"]), Progress()
     run = RunFolder(out / told["name"])
     if state_of(PlannedRun(told["name"], {}, config), out) in ("new", "begun"):
-        began_at = commit()
         train(told["data"], run.path, config, resume=True, progress=progress)
-        run.note(commit=began_at)
     score_held_out(run, open_dataset(Path(told["data"])), device=config.device, progress=progress)
     for stage in (run, run.pretraining):
         for checkpoint in (stage.last, stage.previous):
             checkpoint.unlink(missing_ok=True)
-
-
-def commit() -> str | None:
-    """The commit of the source that is running, with ``+`` where files differ from it; None: not from a repository."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
 
 
 def main() -> None:

@@ -18,10 +18,9 @@ from medcontext.evaluation.statistics import DEFINITION
 from medcontext.files import read_json, replacing, write_json, write_text
 from medcontext.studies.convergence import convergence, validations
 from medcontext.studies.extremes import compact, extremes_figure
-from medcontext.studies.one_run import commit
 from medcontext.studies.study import state_of
 from medcontext.studies.study_file import Comparison, PlannedRun, Study
-from medcontext.training.run import MAY_CHANGE, RunFolder
+from medcontext.training.run import MAY_CHANGE, RunFolder, source_commit
 
 SUMMARISED = ("equal_steps", "equal_compute")
 """Comparisons of these names make rows of the summary."""
@@ -142,8 +141,8 @@ def _facts(study: Study, done: Done) -> dict[str, Any]:
         "dataset": study.data.name,
         "split": f"{split.name} ({file.hash})",
         "date": time.strftime("%Y-%m-%d"),
-        "commits": sorted({str(each.get("commit")) for each in about}),
-        "gathered_at_commit": commit(),
+        "commits": sorted({str(each["source"]) for each in about}),
+        "gathered_at_commit": source_commit(),
         "hardware": sorted(
             {
                 f"{each['processor']}, {each['threads']} of {each['cores']} cores; {config['device']} in "

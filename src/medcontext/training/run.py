@@ -219,7 +219,7 @@ def describe_environment(data: Path) -> dict[str, Any]:
     return {
         "data": str(data.resolve()),
         "command": " ".join(sys.argv),
-        "source": _git_state(Path(__file__).parents[3]),
+        "source": source_commit(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -230,19 +230,16 @@ def describe_environment(data: Path) -> dict[str, Any]:
     }
 
 
-def _git_state(root: Path) -> str | None:
+def source_commit() -> str | None:
     """The commit of a source checkout, ``+`` after it where files differ from it; None for an installed package."""
+    root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None
-    commands = (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+    command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
     try:
-        commit, changes = (
-            subprocess.run(["git", "-C", root, *each], capture_output=True, text=True, check=True).stdout.strip()
-            for each in commands
-        )
+        return str(subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + ("+" if changes else "")
 
 
 def _processor() -> str:
