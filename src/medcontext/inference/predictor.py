@@ -133,7 +133,7 @@ class Predictor:
         for name, reading in one_ahead(lambda name: read_scan(*scans[name]), scans):
             try:
                 scan = reading.result()
-                require_memory(scan, self.plan)
+                require_memory(scan, self.plan, self.plan.labels.outputs * probabilities + entropy)
                 if warned is not None:
                     for remark in remarks(scan, self.plan, self.about):
                         warned(name, remark)
