@@ -237,6 +237,13 @@ def _read(path: Path) -> Volume:
             volume = reader(path)
     except MedContextError:
         raise
+    except PermissionError as error:
+        raise MedContextError(
+            "This file can't be read.",
+            file=path,
+            found=str(error.strerror),
+            remedy="give yourself the right to read it",
+        ) from error
     except Exception as error:  # what libraries raise on damaged bytes is not documented
         raise MedContextError(
             "This file is truncated, damaged, or not what its ending says.",
