@@ -17,6 +17,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -286,6 +287,29 @@ def test_a_full_disk_is_said_in_every_format(model, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "said"),
+    [
+        (np.zeros((5, 6)), AFFINE, "no scan"),
+        (np.zeros((0, 5, 6)), AFFINE, "no scan"),
+        (np.zeros((5, 6, 7)), AFFINE[:3, :3], "no scan"),
+        (np.zeros((5, 6, 7)), np.diag([1.0, 1, 0, 1]), "no scan"),
+        (np.zeros((5, 6, 7)), np.full((4, 4), np.nan), "no scan"),
+        (np.zeros((2, 5, 6, 7)), AFFINE, "channels"),
+        (np.zeros((5, 6, 7)), AFFINE @ np.diag([1e5, 1e5, 1e5, 1]), "too little memory"),
+    ],
+)
+def test_what_is_no_scan_in_memory_is_said(model, array, affine, said):
+    with pytest.raises(MedContextError, match=said):
+        Predictor.load(model)(array, affine)
+
+
+def test_lists_and_tensors_in_memory_are_scans(model):
+    predictor, image = Predictor.load(model), intensities(0)
+    for array, affine in ((torch.from_numpy(image), torch.from_numpy(AFFINE)), (image.tolist(), AFFINE.tolist())):
+        assert np.array_equal(predictor(array, affine), labels_of(image))
 
 
 def test_a_scan_that_may_not_be_read_fails_alone(model, expected, tmp_path, monkeypatch):
