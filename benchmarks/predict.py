@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.predict_ways import Case
-from medcontext.inference.memory import GIB, free_memory
+from medcontext.memory import GIB, free_memory
 
 PLANNED = {14: (2.0, 1.5, 1.5), 105: (1.5, 1.5, 1.5)}
 """(D, H, W) in mm by number of classes: the published settings for abdominal CT, and for 104 structures of the body

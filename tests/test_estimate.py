@@ -13,7 +13,7 @@ from torch import nn
 from medcontext.data.labels import Labels, Region
 from medcontext.data.plan import Normalisation, Plan
 from medcontext.errors import MedContextError
-from medcontext.inference.memory import free_memory
+from medcontext.memory import free_memory
 from medcontext.method.objective import MedContext
 from medcontext.networks.registry import build_network, network_spec
 from medcontext.progress import Progress
@@ -202,7 +202,7 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch):
     plan = plan_of()
     config = config_of()
     needed = step_memory(network_of("unet", plan), config, plan)
-    monkeypatch.setattr("medcontext.inference.memory._free_ram", lambda: 3.0 * needed)
+    monkeypatch.setattr("medcontext.memory._free_ram", lambda: 3.0 * needed)
     assert free_memory("cpu", 4) == free_memory("cpu") / 4
 
     def processes(count, strategy=DDPStrategy):

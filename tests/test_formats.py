@@ -241,6 +241,22 @@ def absurd(folder: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.mha", "scan.nrrd"])
+def test_a_scan_that_memory_can_not_hold_is_refused_before_it_is_read(tmp_path, monkeypatch, name):
+    """Nothing but zeros, which take a thousandth of their size on the disk."""
+    path = write_itk(tmp_path / name, itk_image(np.zeros((200, 200, 100), dtype=np.int16), np.eye(4)))
+    monkeypatch.setattr("medcontext.data.formats.free_memory", lambda _: 1e6)
+    tracemalloc.start()
+    with pytest.raises(MedContextError, match="too little memory") as error:
+        read_scan(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1e6
+    assert error.value.file == str(path)
+    monkeypatch.undo()
+    assert not read_scan(path).array.any()
+
+
 def test_a_header_that_promises_terabytes_is_refused_before_memory_is_taken(tmp_path):
     for path in absurd(tmp_path):
         tracemalloc.start()

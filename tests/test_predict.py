@@ -17,15 +17,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medcontext.data import scan as scan_module
 from medcontext.data.labels import Labels
 from medcontext.data.scan import read_scan
 from medcontext.errors import MedContextError
 from medcontext.files import write_json
 from medcontext.inference import folder as folder_module
-from medcontext.inference.model import load_model
+from medcontext.inference.model import load_model, load_tensors, save_tensors
 from medcontext.inference.models import model_files
 from medcontext.inference.predict import predict_files
 from medcontext.inference.predictor import Predictor
@@ -271,6 +273,78 @@ def test_a_folder_without_room_or_rights_is_said_before_the_work(model, expected
         assert "The disk has no room" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_said_in_every_format(model, tmp_path):
+    """ITK, which writes MetaImage, says it in another way than Python does."""
+    write_scans(tmp_path / "scans", count=1, size=30)
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+    try:
+        for kind in ("mha", "nrrd"):
+            with pytest.raises(MedContextError, match="can't be written") as error:
+                predict_files(Predictor.load(model), find_scans(tmp_path / "scans"), tmp_path / kind, kind=kind)
+            assert error.value.found == "File too large"
+            assert not [path for path in (tmp_path / kind).iterdir() if "scan" in path.name]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize(
+    ("array", "affine", "said"),
+    [
+        (np.zeros((5, 6)), AFFINE, "no scan"),
+        (np.zeros((0, 5, 6)), AFFINE, "no scan"),
+        (np.zeros((5, 6, 7)), AFFINE[:3, :3], "no scan"),
+        (np.zeros((5, 6, 7)), np.diag([1.0, 1, 0, 1]), "no scan"),
+        (np.zeros((5, 6, 7)), np.full((4, 4), np.nan), "no scan"),
+        (np.zeros((2, 5, 6, 7)), AFFINE, "channels"),
+        (np.zeros((5, 6, 7)), AFFINE @ np.diag([1e5, 1e5, 1e5, 1]), "too little memory"),
+    ],
+)
+def test_what_is_no_scan_in_memory_is_said(model, array, affine, said):
+    with pytest.raises(MedContextError, match=said):
+        Predictor.load(model)(array, affine)
+
+
+def test_lists_and_tensors_in_memory_are_scans(model):
+    predictor, image = Predictor.load(model), intensities(0)
+    for array, affine in ((torch.from_numpy(image), torch.from_numpy(AFFINE)), (image.tolist(), AFFINE.tolist())):
+        assert np.array_equal(predictor(array, affine), labels_of(image))
+
+
+def test_a_scan_that_may_not_be_read_fails_alone(model, expected, tmp_path, monkeypatch):
+    """Rights bind no one who may everything, so opening it fails here as it does for others."""
+    whole = Path.open
+
+    def refusing(path, *arguments, **more):
+        if path.name == "scan_1.nii":
+            raise PermissionError(13, "Permission denied", str(path))
+        return whole(path, *arguments, **more)
+
+    image = nib.load(tmp_path / "scans" / "scan_1.nii.gz")
+    nib.save(image, tmp_path / "scans" / "scan_1.nii")
+    (tmp_path / "scans" / "scan_1.nii.gz").unlink()
+    monkeypatch.setattr(Path, "open", refusing)
+    outcome = predict_files(Predictor.load(model), find_scans(tmp_path / "scans"), tmp_path / "out")
+    assert outcome.written == ["scan_0", "scan_2"]
+    assert outcome.failed["scan_1"].found == "Permission denied"
+
+
+def test_a_header_that_can_not_be_written_fails_one_scan(model, expected, tmp_path, monkeypatch):
+    whole = scan_module.write_nifti
+
+    def failing(path, *arguments):
+        if "scan_1" in path.name:
+            raise nib.spatialimages.HeaderDataError("shape does not fit in dim datatype")
+        whole(path, *arguments)
+
+    monkeypatch.setattr(scan_module, "write_nifti", failing)
+    outcome = predict_files(Predictor.load(model), find_scans(tmp_path / "scans"), tmp_path / "out")
+    assert outcome.written == ["scan_0", "scan_2"]
+    assert "shape does not fit" in outcome.failed["scan_1"].found
+    assert outcome.failed["scan_1"].file == str(tmp_path / "scans" / "scan_1.nii.gz")
+
+
 def test_scans_and_other_files_are_never_written_over(model, expected, tmp_path, capsys):
     scans = tmp_path / "scans"
     before = {path: path.read_bytes() for path in scans.iterdir()}
@@ -291,11 +365,34 @@ def test_a_pickle_in_place_of_a_model_is_not_opened(expected, tmp_path, capsys):
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'executed'}",)
 
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"weights": Evil()}, protocol=2))
-    assert predict(tmp_path / "evil.pt", tmp_path / "scans", tmp_path / "out") == 1
-    assert "it was not opened" in capsys.readouterr().err
+    for protocol in (2, pickle.HIGHEST_PROTOCOL):
+        (tmp_path / "evil.pt").write_bytes(pickle.dumps({"weights": Evil()}, protocol=protocol))
+        assert predict(tmp_path / "evil.pt", tmp_path / "scans", tmp_path / "out") == 1
+        said = capsys.readouterr().err
+        assert "it was not opened" in said
+        assert "weights_only" not in said  # PyTorch says how to open it all the same
     assert not (tmp_path / "executed").exists()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda content: content.pop("plan"), "no 'plan'"),
+        (lambda content: content["about"].pop("settings"), "no 'settings'"),
+        (lambda content: content.update(about=3), "not subscriptable"),
+        (lambda content: content.update(plan=3), "a plan"),
+        (lambda content: content.update(weights=[1]), "those of tests.predicting:build"),
+    ],
+)
+def test_a_model_file_that_lacks_something_is_named(model, change, said):
+    content = load_tensors(model / "best.pt")
+    change(content)
+    save_tensors(model / "best.pt", content)
+    with pytest.raises(MedContextError) as error:
+        load_model(model)
+    assert error.value.file == str(model / "best.pt")
+    assert said in str(error.value)
 
 
 def test_scans_are_found_in_lists_folders_and_series(tmp_path):

@@ -189,6 +189,7 @@ def test_a_dicom_seg_shows_the_same_voxels_over_its_series(tmp_path):
     assert outcome.written == ["series"], outcome.failed
     seg = hd.seg.segread(tmp_path / "out" / "series.dcm")
     assert [each.SegmentLabel for each in seg.SegmentSequence] == ["middle", "high"]
+    assert [each.SegmentDescription for each in seg.SegmentSequence] == ["label 3", "label 8"]
     assert len({tuple(each.RecommendedDisplayCIELabValue) for each in seg.SegmentSequence}) == 2
     assert seg.PatientID == "p1"
     assert seg.StudyInstanceUID == SERIES_TAGS["0020|000d"]
@@ -196,6 +197,8 @@ def test_a_dicom_seg_shows_the_same_voxels_over_its_series(tmp_path):
     expected = np.searchsorted([0, 3, 8], predictor.labels_of(scan))
     found = {tuple(point): value for point, value in points(volume.array, volume.affine)}
     assert found == {tuple(point): value for point, value in points(expected, np.diag([-1, -1, 1, 1]) @ scan.affine)}
+    again = predict_files(predictor, find_scans(tmp_path / "scans"), tmp_path / "out", kind="dcm")
+    assert again.there == ["series"]
     referenced = {uid for _, _, uid in seg.get_source_image_uids()}
     assert referenced == {dicom_seg.read_slice(file, with_pixels=False).SOPInstanceUID for file in files}
 
@@ -218,3 +221,36 @@ def test_an_empty_dicom_seg_and_a_series_that_lacks_its_study(tmp_path):
     with pytest.raises(MedContextError, match="No DICOM SEG"):
         dicom_seg.write_seg(tmp_path / "bare.dcm", empty, tmp_path / "bare", Labels({1: "x"}))
     assert not (tmp_path / "bare.dcm").exists()
+
+
+def test_a_folder_of_dicom_segs_among_the_scans_is_no_scan(tmp_path):
+    pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'medcontext[seg]'")
+    scans = tmp_path / "scans"
+    write_series(scans / "series", units(), STRAIGHT, SERIES_TAGS)
+    predictor = Predictor.load(write_model(tmp_path / "run"))
+    assert predict_files(predictor, find_scans(scans), scans / "out", kind="dcm").written == ["series"]
+    assert predict_files(predictor, find_scans(scans), scans / "out", kind="dcm").there == ["series"]
+
+
+def test_the_segment_of_a_region_holds_the_inner_regions(tmp_path):
+    hd = pytest.importorskip("highdicom", reason="highdicom is not installed: pip install 'medcontext[seg]'")
+    write_series(tmp_path / "series", units(), STRAIGHT, SERIES_TAGS)
+    labels = Labels({1: "a", 2: "b"}, regions=(Region("whole", (1, 2), 1), Region("core", (2,), 2)))
+    array = np.random.default_rng(0).integers(0, 3, (12, 10, 8)).astype(np.int32)
+    dicom_seg.write_seg(tmp_path / "regions.dcm", array, tmp_path / "series", labels)
+    seg = hd.seg.segread(tmp_path / "regions.dcm")
+    assert [each.SegmentLabel for each in seg.SegmentSequence] == ["whole", "core"]
+    volume, scan = seg.get_volume(), read_scan(tmp_path / "series")
+    for segment, inside in enumerate((array > 0, array == 2)):
+        found = {tuple(point) for point, _ in points(volume.array[..., segment], volume.affine)}
+        assert found == {tuple(point) for point, _ in points(inside, np.diag([-1, -1, 1, 1]) @ scan.affine)}
+
+
+def test_nifti_2_stays_nifti_2(tmp_path):
+    """It places voxels in double precision, NIfTI-1 in single."""
+    affine = AFFINE + np.random.default_rng(0).normal(0, 1e-3, (4, 4)) * np.array([1, 1, 1, 0])[:, None]
+    nib.save(nib.Nifti2Image(intensities(0), affine), tmp_path / "scan.nii")
+    write_labels(tmp_path / "out.nii.gz", labels_of(intensities(0)), read_scan(tmp_path / "scan.nii"))
+    written = nib.load(tmp_path / "out.nii.gz")
+    assert isinstance(written, nib.Nifti2Image)
+    assert np.array_equal(written.affine, affine)

@@ -153,6 +153,16 @@ def test_a_header_in_other_units_is_refused_before_memory_is_taken(tmp_path):
     require_memory(scan_of(0, 900), plan())
 
 
+def test_probabilities_that_memory_can_not_hold_are_refused(monkeypatch):
+    """Those of 500 outputs for 24 x 24 x 24 voxels take 13.8 MB in half precision."""
+    scan = scan_of(0, 900, (1, 1, 1.5), (24, 24, 24))
+    monkeypatch.setattr("medcontext.inference.unlike.free_memory", lambda _: 10e6)
+    require_memory(scan, plan())
+    with pytest.raises(MedContextError, match="too little memory") as error:
+        require_memory(scan, plan(), 500)
+    assert "no probabilities" in error.value.remedy
+
+
 def test_ct_for_a_model_of_mri_on_real_scans(real_scans, tmp_path):
     """What is recorded in training from real hippocampus MRI tells real CT from it, and other MRI not."""
     report = check_dataset(open_dataset(small_copy(real_scans / "Task04_Hippocampus", tmp_path / "data")))

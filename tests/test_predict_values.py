@@ -55,5 +55,6 @@ def test_folds_are_averaged_and_what_is_mirrored_is_said(scans, tmp_path):
     alone = Predictor.load(paths[0])(voxels.get_fdata(), voxels.affine)
     for each in (one, both):
         assert np.array_equal(each(voxels.get_fdata(), voxels.affine), alone)
-    with pytest.raises(MedContextError, match="without any"):
-        Predictor.load(write_model(tmp_path / "other"), mirror=True)
+    for about, said in (({"mirror_axes": []}, "without any"), ({}, "doesn't say")):
+        with pytest.raises(MedContextError, match=said):
+            Predictor.load(write_model(tmp_path / "other", about), mirror=True)

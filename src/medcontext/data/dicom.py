@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 UNEVEN = 0.25
 """Slices may lie this share of their spacing off an even stack, which rounded positions explain; more is an error."""
 
+NOT_DICOM = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+"""Names of scans of other formats, which need not be opened to be told from slices."""
+
 OF_PIXELS = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
@@ -97,6 +100,8 @@ def slice_files(folder: Path) -> Iterator[Path]:
         if not file.name.startswith(".") and file.name != "DICOMDIR" and file.is_file():
             if file.suffix.lower() == ".dcm":
                 yield file
+                continue
+            if file.suffix.lower() in NOT_DICOM:
                 continue
             with file.open("rb") as opened:
                 if opened.read(132)[128:] == b"DICM":

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medcontext.errors import MedContextError
+from medcontext.memory import GIB, free_memory
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """ITK and DICOM count millimetres to the left and back, NIfTI to the right and front."""
@@ -26,6 +27,9 @@ HEADER_BYTES = 1 << 22
 """Longest text header; Slicer keeps the names of all segments in one."""
 
 CHUNK = 1 << 20
+
+DEFLATE_MOST = 1032
+"""No byte of a compressed file becomes more than so many (https://zlib.net/zlib_tech.html)."""
 
 METAIMAGE_TYPES = {
     "MET_CHAR": "i1",
@@ -71,6 +75,7 @@ def read_nifti(path: Path) -> Volume:
         header = kind(start[: kind.sizeof_hdr])
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         size = offset + _size(path, shape, dtype)
+        _require_memory(path, size)
         data = _at_most(stream, size + 1, bytearray(start))
     _require_length(path, len(data), size)
     array: npt.NDArray[Any] = np.ndarray(shape, dtype, data, offset, order="F")
@@ -109,6 +114,7 @@ def read_nrrd(path: Path) -> Volume:
     source = fields.get("data file", fields.get("datafile"))
     beside = None if source is None else _beside(path, source)
     size = _size(path, shape, dtype)
+    _require_memory(beside or path, size)
     with (beside or path).open("rb") as file:
         file.seek(0 if beside else start)
         data = _at_most(file if encoding == "raw" else igzip.open(file), size + 1)
@@ -142,6 +148,7 @@ def read_metaimage(path: Path) -> Volume:
     size = _size(path, stored, dtype)
     source = fields["elementdatafile"]
     beside = None if source.lower() == "local" else _beside(path, source)
+    _require_memory(beside or path, size)
     with (beside or path).open("rb") as file:
         file.seek(max(0, int(fields.get("headersize", "0"))) if beside else start)
         if fields.get("compresseddata", "False").lower() == "true":
@@ -173,6 +180,19 @@ def _size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
             "The image has no voxels.", file=path, found=f"shape {shape}", remedy="export it again from its source"
         )
     return math.prod(shape) * dtype.itemsize
+
+
+def _require_memory(path: Path, size: int) -> None:
+    """Refuse voxels that the file may hold and the memory can't. A file too small for them is found out by reading."""
+    free = free_memory("cpu")
+    if free < size <= DEFLATE_MOST * path.stat().st_size:
+        raise MedContextError(
+            "There is too little memory to read this scan.",
+            file=path,
+            found=f"{free / GIB:.1f} GiB free",
+            expected=f"{size / GIB:,.1f} GiB, as its header declares",
+            remedy="see whether the file is what it should be; if it is, end other programs, or cut it into parts",
+        )
 
 
 def _at_most(stream: Any, most: int, data: bytearray | None = None) -> bytearray:

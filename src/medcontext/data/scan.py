@@ -237,6 +237,13 @@ def _read(path: Path) -> Volume:
             volume = reader(path)
     except MedContextError:
         raise
+    except PermissionError as error:
+        raise MedContextError(
+            "This file can't be read.",
+            file=path,
+            found=str(error.strerror),
+            remedy="give yourself the right to read it",
+        ) from error
     except Exception as error:  # what libraries raise on damaged bytes is not documented
         raise MedContextError(
             "This file is truncated, damaged, or not what its ending says.",
@@ -253,7 +260,7 @@ def _read(path: Path) -> Volume:
             expected="one whole or real number per voxel",
             remedy="export it as a grey-value image; an RGB picture is none",
         )
-    if not _spans_space(affine):
+    if not spans_space(affine):
         raise MedContextError(
             "The affine does not describe a grid in space.",
             file=path,
@@ -264,7 +271,7 @@ def _read(path: Path) -> Volume:
     return Volume(array, affine, volume.header)
 
 
-def _spans_space(affine: npt.NDArray[np.float64]) -> bool:
+def spans_space(affine: npt.NDArray[np.float64]) -> bool:
     """Whether voxels have a volume, and axes that can be told apart by their anatomical directions."""
     import nibabel as nib
 

@@ -39,8 +39,16 @@ def segments(labels: Labels) -> Iterator[Segment]:
         yield Segment(number, name, to_rgb(label_colour(place)))
 
 
-def write_nifti(path: Path, array: npt.NDArray[Any], affine: Numbers, header: Any) -> None:
-    """Write ``(X, Y, Z)`` as NIfTI with the codes and units of ``header``; where that is None, in scanner space, mm."""
+def write_nifti(path: Path, array: npt.NDArray[Any], affine: Numbers, header: Any, stored: Any = None) -> None:
+    """Write ``(X, Y, Z)`` or ``(X, Y, Z, n)`` as NIfTI of the version, codes and units of ``header``.
+
+    Args:
+        path: File.
+        array: Values.
+        affine: Of the scan.
+        header: Of the scan; None: NIfTI-1 in scanner space, mm.
+        stored: Type of the numbers in the file; None: the array's.
+    """
     import nibabel as nib
 
     if header is None:
@@ -53,8 +61,9 @@ def write_nifti(path: Path, array: npt.NDArray[Any], affine: Numbers, header: An
     header.set_data_shape(array.shape)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
-    header.set_data_dtype(array.dtype)
-    nib.save(nib.Nifti1Image(array, affine, header), path)
+    header.set_data_dtype(stored or array.dtype)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    nib.save(kind(array, affine, header), path)
 
 
 def write_metaimage(path: Path, array: npt.NDArray[Any], affine: Numbers, scan: Path) -> None:
@@ -66,7 +75,11 @@ def write_metaimage(path: Path, array: npt.NDArray[Any], affine: Numbers, scan: 
     image.SetSpacing(spacing.tolist())
     image.SetDirection(direction.ravel().tolist())
     image.SetOrigin(origin.tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        # What ITK raises where the disk is full, which other writers say in this way.
+        raise OSError(str(error).rpartition("Reason: ")[2].strip()) from error
 
 
 def write_nrrd(path: Path, array: npt.NDArray[Any], affine: Numbers, scan: Path, labels: Labels | None = None) -> None:

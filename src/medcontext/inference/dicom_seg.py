@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +36,9 @@ def require_highdicom() -> None:
 def write_seg(path: Path, array: npt.NDArray[np.int32], series: Path, labels: Labels) -> None:
     """Write ``(X, Y, Z)`` label numbers as a DICOM SEG with one binary segment for each structure.
 
-    Segments are numbered from 1 in the order of the structures (DICOM allows no gaps), with their names and the colours
-    of the pictures. What they are is coded as tissue, since names say no more.
+    Segments are numbered from 1 in the order of the structures (DICOM allows no gaps), with their names, their numbers
+    in the data set (as the segment's description) and the colours of the pictures. A region's segment is all of the
+    region, what lies in inner ones included. What they are is coded as tissue, since names say no more.
 
     Args:
         path: File to write.
@@ -51,20 +53,19 @@ def write_seg(path: Path, array: npt.NDArray[np.int32], series: Path, labels: La
     from pydicom.sr.codedict import codes
 
     algorithm = hd.AlgorithmIdentificationSequence("medcontext", codes.DCM.ArtificialIntelligence, __version__)
-    described, numbered = [], np.zeros(array.shape, dtype=np.uint16)
+    described = []
     for place, segment in enumerate(segments(labels), start=1):
-        numbered[array == segment.number] = place
-        described.append(
-            hd.seg.SegmentDescription(
-                segment_number=place,
-                segment_label=segment.name[:64],
-                segmented_property_category=codes.SCT.Tissue,
-                segmented_property_type=codes.SCT.Tissue,
-                algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-                algorithm_identification=algorithm,
-                display_color=hd.color.CIELabColor.from_rgb(*(255 * value for value in segment.colour)),
-            )
+        item = hd.seg.SegmentDescription(
+            segment_number=place,
+            segment_label=segment.name[:64],
+            segmented_property_category=codes.SCT.Tissue,
+            segmented_property_type=codes.SCT.Tissue,
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+            display_color=hd.color.CIELabColor.from_rgb(*(255 * value for value in segment.colour)),
         )
+        item.SegmentDescription = f"label {segment.number}"
+        described.append(item)
     try:
         ordered = ordered_slices(series)
         slices = [read_slice(each.file, with_pixels=False) for each in ordered]
@@ -73,7 +74,7 @@ def write_seg(path: Path, array: npt.NDArray[np.int32], series: Path, labels: La
             each.SliceThickness = each.get("SliceThickness") or apart
         made = hd.seg.Segmentation(
             source_images=slices,
-            pixel_array=np.ascontiguousarray(numbered.T),
+            pixel_array=_pixels(array, labels),
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=described,
             series_instance_uid=hd.UID(),
@@ -97,3 +98,14 @@ def write_seg(path: Path, array: npt.NDArray[np.int32], series: Path, labels: La
         ) from error
     with replacing(path) as temporary:
         made.save_as(temporary)
+
+
+def _pixels(array: npt.NDArray[np.int32], labels: Labels) -> npt.NDArray[np.integer[Any]]:
+    """Segment numbers ``(Z, Y, X)``; of regions, which may contain one another, ``(Z, Y, X, K)`` of each 0 or 1."""
+    numbers = [numbers for _, numbers in labels.structures.values()]
+    if labels.regions:
+        return np.stack([np.isin(array.T, each) for each in numbers], axis=-1).astype(np.uint8)
+    numbered = np.zeros(array.T.shape, dtype=np.uint16)
+    for place, each in enumerate(numbers, start=1):
+        numbered[np.isin(array.T, each)] = place
+    return numbered

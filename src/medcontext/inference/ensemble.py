@@ -81,11 +81,14 @@ def mirrored_axes(models: Sequence[Model]) -> tuple[int, ...]:
     Raises:
         MedContextError: There are none.
     """
-    axes = set.intersection(*(set(model.about.get("mirror_axes", ())) for model in models))
+    said = [model.about.get("mirror_axes") for model in models]
+    axes = set.intersection(*(set(each or ()) for each in said))
     if not axes:
         raise MedContextError(
-            "Mirrored images would mislead this model: it was trained without any.",
+            "Mirrored images may mislead this model: its file doesn't say whether it was trained with any."
+            if None in said
+            else "Mirrored images would mislead this model: it was trained without any.",
             expected="augment.mirror_axes in the settings of its training",
-            remedy="predict without mirroring",
+            remedy="predict without mirroring, or train again",
         )
     return tuple(sorted(axes))

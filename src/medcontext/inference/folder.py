@@ -10,12 +10,9 @@ from typing import Any
 
 from medcontext.errors import MedContextError
 from medcontext.files import read_json, write_json
-from medcontext.inference.scans import Scans
+from medcontext.inference.scans import RECORD, Scans
 from medcontext.inference.writing import Format, ending_for
 from medcontext.version import __version__
-
-RECORD = ".predicted-by-medcontext"
-"""The file that says that a folder holds predictions, and of which model: only such are ever written over."""
 
 SHARE_OF_SCAN = 0.1
 """A label map takes less of the disk than this share of its compressed scan: 274 real ones, of up to 61 structures,

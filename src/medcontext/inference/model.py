@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,13 +59,22 @@ def load_model(path: Path) -> Model:
         raise MedContextError(
             "This file is not a model of medcontext.", file=file, found=f"keys {', '.join(map(str, content))[:120]}"
         )
-    plan, about = Plan.from_dict(content["plan"]), content["about"]
-    network = build_network(about["network"], plan.channels, plan.labels.outputs, plan.patch, about["settings"], seed=0)
     try:
-        network.load_state_dict(content["weights"])
-    except RuntimeError as error:
+        plan, about, weights = Plan.from_dict(content["plan"], file), content["about"], content["weights"]
+        name, settings = about["network"], about["settings"]
+    except (KeyError, TypeError) as error:
         raise MedContextError(
-            "The weights do not fit the network.", file=file, found=str(error), expected=f"those of {about['network']}"
+            "This model file lacks what a prediction takes.",
+            file=file,
+            found=f"no {error}" if isinstance(error, KeyError) else str(error),
+            remedy="copy it again from the run that made it",
+        ) from error
+    network = build_network(name, plan.channels, plan.labels.outputs, plan.patch, settings, seed=0)
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        raise MedContextError(
+            "The weights do not fit the network.", file=file, found=str(error), expected=f"those of {name}"
         ) from None
     return Model(network.eval(), plan, about)
 
@@ -94,12 +104,15 @@ def load_tensors(path: Path) -> dict[str, Any]:
         MedContextError: The file is damaged, or holds more than tensors and plain values.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other versions of pickle, which are refused
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # PyTorch's first line says how to open it all the same.
         raise MedContextError(
             "This file holds more than weights (code, perhaps), or is no checkpoint; it was not opened.",
             file=path,
-            found=_first_line(error),
+            found=next((line for line in str(error).splitlines() if "nsupported" in line), None),
             expected="tensors and plain values, as medcontext writes them",
             remedy="use a file from a source you trust, made by medcontext",
         ) from None

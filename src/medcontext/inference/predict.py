@@ -159,6 +159,17 @@ class _Log:
             return
         except OSError as error:
             raise unwritable(file.parent, error) from error
+        except Exception as error:  # what libraries raise on a header that they can read but not write
+            self.failed(
+                made.name,
+                MedContextError(
+                    "No file can be written in the place of this scan.",
+                    file=made.scan.path,
+                    found=f"{type(error).__name__}: {' '.join(str(error).split())}"[:300],
+                    remedy="choose another format (--format), or export the scan again",
+                ),
+            )
+            return
         with self._lock:
             self._outcome.written.append(made.name)
             self._update(self._outcome.done, self._outcome.scans)

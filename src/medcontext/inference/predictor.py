@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from medcontext.data.prepare import prepare_image
-from medcontext.data.scan import Scan, read_scan
+from medcontext.data.scan import Scan, read_scan, spans_space
 from medcontext.errors import MedContextError
 from medcontext.inference.ahead import one_ahead
 from medcontext.inference.ensemble import Ensemble, common_plan, mirrored_axes
@@ -104,10 +104,20 @@ class Predictor:
         return predictor
 
     def __call__(self, array: npt.NDArray[Any], affine: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-        """Label numbers ``(X, Y, Z)`` for a scan ``(X, Y, Z)`` or ``(C, X, Y, Z)`` with its voxel-to-mm affine."""
+        """Label numbers ``(X, Y, Z)`` for a scan ``(X, Y, Z)`` or ``(C, X, Y, Z)`` with its voxel-to-mm affine.
+
+        Raises:
+            MedContextError: It is no such scan; the rest as of :meth:`maps_of`.
+        """
+        array, affine = np.asarray(array), np.asarray(affine, dtype=np.float64)
+        if array.ndim not in (3, 4) or not array.size or affine.shape != (4, 4) or not spans_space(affine):
+            raise MedContextError(
+                "This array and affine are no scan.",
+                found=f"an array of shape {array.shape}, affine {affine.round(4).tolist()}",
+                expected="voxels (X, Y, Z) or (C, X, Y, Z), and an invertible (4, 4) affine, voxel index to mm",
+            )
         channels = array[None] if array.ndim == 3 else array
-        scan = Scan(Path("in memory"), channels.astype(np.float32), np.asarray(affine, dtype=np.float64), None)
-        return self.labels_of(scan)
+        return self.labels_of(Scan(Path("in memory"), channels.astype(np.float32), affine, None))
 
     def over(
         self,
@@ -133,7 +143,6 @@ class Predictor:
         for name, reading in one_ahead(lambda name: read_scan(*scans[name]), scans):
             try:
                 scan = reading.result()
-                require_memory(scan, self.plan)
                 if warned is not None:
                     for remark in remarks(scan, self.plan, self.about):
                         warned(name, remark)
@@ -172,6 +181,7 @@ class Predictor:
         Raises:
             MedContextError: The scan doesn't fit the plan or the memory, or the network gives no numbers for it.
         """
+        require_memory(scan, self.plan, len(outputs) + entropy)
         image = torch.from_numpy(prepare_image(scan, self.plan)).to(self._device)
         d, h, w = image.shape[1:]
         slabs = sliding_slabs(self._network, image, self.plan.patch, self.plan.normalisation.outside)

@@ -15,6 +15,10 @@ from medcontext.errors import MedContextError
 Scans = Mapping[str, tuple[Path, ...]]
 """Case name to its image files."""
 
+RECORD = ".predicted-by-medcontext"
+"""The file that says that a folder holds predictions, and of which model: only such are ever written over, and DICOM
+among them is no scan."""
+
 Value = TypeVar("Value")
 
 
@@ -47,7 +51,7 @@ def _found(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
     path = next((path / images for images, *_ in LAYOUTS if (path / images).is_dir()), path)
     if path.is_file() or is_series(path):
         return {case_name(path): (path,)}
-    found = scan_files(path)
+    found = {name: scan for name, scan in scan_files(path).items() if not (scan / RECORD).exists()}
     if not found:
         inner = [each.name for each in sorted(path.iterdir()) if each.is_dir() and not each.name.startswith(".")]
         raise MedContextError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from medcontext.data.geometry import Size
 from medcontext.errors import MedContextError
-from medcontext.inference.memory import GIB, free_memory
+from medcontext.memory import GIB, free_memory
 
 OVERLAP = 0.5
 """Share of a window that it has in common with the next, along each axis."""

@@ -14,7 +14,7 @@ from medcontext.data.plan import Plan, listed
 from medcontext.data.prepare import planned_size
 from medcontext.data.scan import Scan
 from medcontext.errors import MedContextError
-from medcontext.inference.memory import GIB, free_memory
+from medcontext.memory import GIB, free_memory
 
 KEY = "seen"
 """Of what the training scans were like, among what a model file says beside its weights."""
@@ -71,15 +71,21 @@ def remarks(scan: Scan, plan: Plan, about: Mapping[str, Any]) -> tuple[MedContex
     return (*found, *_size_remarks(scan, plan))
 
 
-def require_memory(scan: Scan, plan: Plan) -> None:
+def require_memory(scan: Scan, plan: Plan, numbers: int = 0) -> None:
     """Refuse a scan that can't be held in the plan's grid: a header in other units than mm makes it millions of times
-    larger.
+    larger; or whose maps can't be held in its own.
+
+    Args:
+        scan: As it was read.
+        plan: Of the network.
+        numbers: For each voxel of the scan, how many are made beside its label, in half precision.
 
     Raises:
         MedContextError: It takes more memory than is free.
     """
     size = planned_size(scan, plan)
-    needed = 4.0 * plan.channels * np.prod(size, dtype=np.float64)
+    maps = (4.0 + 2 * numbers) * np.prod(scan.array.shape[1:], dtype=np.float64)
+    needed = 4.0 * plan.channels * np.prod(size, dtype=np.float64) + maps
     free = free_memory("cpu")
     if needed > free:
         raise MedContextError(
@@ -87,8 +93,10 @@ def require_memory(scan: Scan, plan: Plan) -> None:
             file=scan.path,
             found=f"{free / GIB:.1f} GiB free; {listed(scan.array.shape[1:])} voxels of "
             f"{_sizes(reoriented_spacing(scan.affine, plan.orientation))} mm",
-            expected=f"more than {needed / GIB:,.0f} GiB, for {listed(size)} voxels of {_sizes(plan.spacing)} mm",
-            remedy="see whether the header is in millimetres; if it is right, cut the scan into parts",
+            expected=f"more than {needed / GIB:,.0f} GiB, for {listed(size)} voxels of {_sizes(plan.spacing)} mm"
+            f" and {maps / GIB:,.0f} GiB of maps like the scan",
+            remedy="see whether the header is in millimetres; if it is right, cut the scan into parts"
+            + (", or ask for no probabilities" if numbers else ""),
         )
 
 
@@ -103,7 +111,8 @@ def _spacing_remarks(scan: Scan, plan: Plan, seen: Mapping[str, Sequence[float]]
         MedContextError(
             "The voxels of this scan are unlike those of the training scans.",
             file=scan.path,
-            found=f"{_sizes(spacing)} mm ({plan.orientation})",
+            found=f"{_sizes(spacing)} mm ({plan.orientation}), {listed(planned_size(scan, plan))} voxels at "
+            "the network's spacing",
             expected=f"from {_sizes(seen['least'])} to {_sizes(seen['most'])} mm, as in training",
             remedy="see whether the header is right, and the model the one for such scans",
         )

@@ -52,10 +52,11 @@ def require_format(kind: Format, scans: Scans) -> None:
 
 def write_values(file: Path, values: npt.NDArray[Any], like: Scan) -> None:
     """Write ``(n, X, Y, Z)`` values as float32 NIfTI ``(X, Y, Z, n)``, or ``(X, Y, Z)`` of one, in the scan's place."""
-    channels_last = np.moveaxis(values.astype(np.float32), 0, -1)
+    channels_last = np.moveaxis(values, 0, -1)
     file.parent.mkdir(exist_ok=True)
     with replacing(file) as temporary:
-        write_nifti(temporary, channels_last if len(values) > 1 else channels_last[..., 0], like.affine, like.header)
+        array = channels_last if len(values) > 1 else channels_last[..., 0]
+        write_nifti(temporary, array, like.affine, like.header, np.float32)
 
 
 def write_prediction(file: Path, array: npt.NDArray[Any], like: Scan, labels: Labels) -> None:

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medcontext.data.plan import Plan
-from medcontext.inference.memory import GIB, free_memory
+from medcontext.memory import GIB, free_memory
 from medcontext.method.objective import MedContext
 from medcontext.networks.registry import network_spec
 from medcontext.progress import clock

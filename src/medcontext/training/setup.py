@@ -16,7 +16,7 @@ from medcontext.data.dataset import Dataset
 from medcontext.data.plan import Plan, make_plan
 from medcontext.data.plan_file import read_plan, require_plan_fits
 from medcontext.errors import MedContextError
-from medcontext.inference.memory import GIB, free_memory
+from medcontext.memory import GIB, free_memory
 from medcontext.method.hiding import Student
 from medcontext.method.masking import draw_mask, mask_grid
 from medcontext.method.pretraining import HIDING

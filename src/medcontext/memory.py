@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 GIB = 2.0**30
 
 
 def free_memory(device: str, processes: int = 1) -> float:
     """Bytes that each of so many processes may take on a device, where a GPU has but one."""
+    if device == "cpu":
+        return _free_ram() / processes
+    import torch
+
     if device.startswith("cuda"):
         return float(torch.cuda.mem_get_info(device)[0])
     if device.startswith("mps"):
