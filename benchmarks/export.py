@@ -17,7 +17,7 @@ from typing import Any
 from medcontext.data.labels import Labels
 from medcontext.data.plan import Normalisation, Plan
 from medcontext.errors import MedContextError
-from medcontext.inference.export.export import export_model
+from medcontext.inference.export.exporter import export_model
 from medcontext.inference.export.formats import FormatName
 from medcontext.inference.model import save_model
 from medcontext.networks.registry import NETWORKS, build_network

@@ -1,4 +1,4 @@
-"""Segment a scan with an exported model, by numpy, nibabel and onnxruntime alone: nothing of medcontext is needed.
+"""Segment a scan with an exported model, by numpy, scipy, nibabel and onnxruntime: nothing of medcontext is needed.
 
     medcontext export RUN EXPORT --format onnx
     python examples/onnx_predict.py EXPORT SCAN.nii.gz LABELS.nii.gz
@@ -21,6 +21,7 @@ import numpy.typing as npt
 import onnxruntime
 from nibabel import orientations
 from nibabel.affines import voxel_sizes
+from scipy import ndimage
 
 Array = npt.NDArray[np.float32]
 
@@ -119,11 +120,24 @@ def prepare(scan: Any, about: dict[str, Any]) -> Array:
     return normalise(resample(image, size), about["normalisation"])
 
 
+def apply(rule: dict[str, Any], labels: npt.NDArray[np.int32], ml: float) -> npt.NDArray[np.int32]:
+    """A rule of the post-processing, for voxels of so many millilitres."""
+    mask = np.isin(labels, rule["labels"])
+    pieces, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = np.bincount(pieces[mask], minlength=1)
+    kept = sizes * ml >= rule["least_ml"] if rule["least_ml"] else sizes > 0
+    if rule["largest"]:
+        kept &= np.arange(len(sizes)) == sizes.argmax()
+    made = kept[pieces]
+    if rule["fill"]:
+        made = ndimage.binary_fill_holes(made)
+    added = made & ~mask & (labels == rule["around"])
+    return np.where(added, rule["number"], np.where(mask & ~made, rule["around"], labels)).astype(np.int32)
+
+
 def segment(export: Path, scan: Path, out: Path) -> None:
     """Write the label map of a scan."""
     about = json.loads((export / "preprocessing.json").read_text())
-    if about["postprocessing"]:
-        raise SystemExit(f"this example does not know the post-processing {about['postprocessing']}")
     session = onnxruntime.InferenceSession(export / about["network"]["file"])
     source: Any = nib.load(scan)
     native = orientations.io_orientation(source.affine)
@@ -132,6 +146,9 @@ def segment(export: Path, scan: Path, out: Path) -> None:
     logits = logits_of(prepare(turned, about), about, session)
     labels = labels_of(logits, about, turned.shape[:3])
     back = orientations.apply_orientation(labels, orientations.ornt_transform(wanted, native))
+    ml = abs(float(np.linalg.det(source.affine[:3, :3]))) / 1000
+    for rule in about["postprocessing"]:
+        back = apply(rule, back, ml)
     nib.save(nib.Nifti1Image(back, source.affine), out)
 
 

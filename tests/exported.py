@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -10,11 +11,19 @@ import numpy as np
 from medcontext.data.labels import Labels, Region
 from medcontext.data.plan import Normalisation, Plan
 from medcontext.inference.model import save_model
+from medcontext.inference.postprocess import KEY, Rule
 from medcontext.networks.registry import build_network, network_spec
 from tests.conftest import ORIENTATIONS, oriented, write_nifti
 
 PATCH = (16, 16, 16)
-REGIONS = (Region("whole", (1, 2, 4), 1), Region("core", (2, 4), 2), Region("enhancing", (4,), 4))
+REGIONS = (Region("whole", (1, 2, 4), 2), Region("core", (1, 4), 1), Region("enhancing", (4,), 4))
+
+RULES = {
+    "mri": [Rule(3, least_ml=0.02, fill=True), Rule(300, largest=True)],
+    "ct": [],
+    "regions": [Rule(2, least_ml=0.1, fill=True), Rule(1, largest=True)],
+}
+"""Of the post-processing of each of the following."""
 
 PLANS = {
     "mri": {"labels": Labels({3: "low", 300: "high"}), "normalisation": Normalisation("case")},
@@ -38,12 +47,13 @@ def make_plan(name: str, **changed) -> Plan:
     return Plan(dataset="Made up", batch_size=1, steps=1, **values)
 
 
-def write_model(path: Path, plan: Plan, network: str = "unet", **settings) -> Path:
+def write_model(path: Path, plan: Plan, network: str = "unet", rules: Sequence[Rule] = (), **settings) -> Path:
     """A model file with weights as they were drawn."""
     known = ":" not in network
     chosen = network_spec(network).settings(plan.patch, plan.spacing, "tiny") | settings if known else settings
     built = build_network(network, plan.channels, plan.labels.outputs, plan.patch, chosen, seed=3)
-    save_model(path, built.state_dict(), plan, {"network": network, "settings": chosen})
+    about = {"network": network, "settings": chosen, "validation_dice": float("nan")}
+    save_model(path, built.state_dict(), plan, about | {KEY: [rule.to_dict() for rule in rules]})
     return path
 
 

@@ -16,9 +16,8 @@ import torch
 
 from medcontext.cli.main import main
 from medcontext.errors import MedContextError
-from medcontext.inference.export import export as exporting
-from medcontext.inference.export import formats
-from medcontext.inference.export.export import export_model
+from medcontext.inference.export import exporter, formats
+from medcontext.inference.export.exporter import export_model
 from medcontext.inference.export.formats import FORMATS, FormatName
 from medcontext.inference.export.parity import compare
 from medcontext.inference.model import load_model
@@ -152,7 +151,7 @@ def test_no_path_of_this_machine_is_passed_on(exports, name):
             with zipfile.ZipFile(file) as archive:
                 texts += [archive.read(entry) for entry in archive.namelist()]
     assert len(texts) > 2
-    for place in (Path(torch.__file__).parents[1], Path(exporting.__file__).parents[2], exports):
+    for place in (Path(torch.__file__).parents[1], Path(exporter.__file__).parents[2], exports):
         assert not any(str(place).encode() in text for text in texts), place
 
 

@@ -22,7 +22,7 @@ def export(
         replace: Remove the export that is there.
         network: Your own network, package.module:factory, if the model was trained with it.
     """
-    from medcontext.inference.export.export import export_model
+    from medcontext.inference.export.exporter import export_model
     from medcontext.inference.export.parity import Parity
     from medcontext.networks.registry import network_spec
 
@@ -33,4 +33,5 @@ def export(
     batch = "any number of windows" if about["network"]["batch"] is None else "one window"
     print(f"{file}: {file.stat().st_size / 1e6:,.1f} MB, {batch} at once")
     print(f"against the network it was made of: {Parity(**about['parity'])}")
+    print(f"how to use it: {next(out.rglob('README*'))}")
     return 0

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from medcontext.data.plan import Plan
 from medcontext.data.prepare import PERCENTILE_VOXELS, PERCENTILES, SMALLEST_STD
+from medcontext.inference.postprocess import Rule, around_of
 from medcontext.inference.sliding import OVERLAP
 from medcontext.version import __version__
 
@@ -20,8 +22,13 @@ SMALLEST_WEIGHT = 0.001
 """Of a window's voxels, MONAI's as well."""
 
 
-def describe(plan: Plan) -> dict[str, Any]:
-    """Everything of a plan that a prediction takes, as JSON holds it; ``docs/export.md`` says what the keys mean."""
+def describe(plan: Plan, rules: Iterable[Rule]) -> dict[str, Any]:
+    """Everything that a prediction takes, as JSON holds it; ``docs/export.md`` says what the keys mean.
+
+    Args:
+        plan: That scans are prepared by.
+        rules: Of the post-processing.
+    """
     return {
         "format": FORMAT,
         "made_by": f"{MADE_BY} {__version__}",
@@ -41,7 +48,11 @@ def describe(plan: Plan) -> dict[str, Any]:
         },
         "activation": "sigmoid" if plan.labels.regions else "softmax",
         "outputs": outputs(plan),
-        "postprocessing": [],
+        "postprocessing": [
+            rule.to_dict()
+            | {"labels": list(plan.labels.structures[rule.number][1]), "around": around_of(plan.labels, rule.number)}
+            for rule in rules
+        ],
     }
 
 

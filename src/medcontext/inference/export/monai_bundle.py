@@ -5,7 +5,7 @@ Layout and keys: MONAI Bundle Specification (https://docs.monai.io/en/stable/mb_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from medcontext.inference.sliding import OVERLAP
 
 _STEPS = (
     # Resampled zeros may be as far from 0 as double precision is from the truth.
-    "filled := lambda x: x.abs() > 1e-10 * x.abs().max()",
+    "filled := lambda x: x.abs() >= 1e-10 * x.abs().max()",
     "box := monai.transforms.CropForeground(select_fn=filled, allow_smaller=True)(image.as_tensor())",
     f"ends := torch.from_numpy(numpy.percentile(box.flatten(1).numpy(), {list(PERCENTILES)}, axis=1)).float()",
     "ends := ends[..., None, None, None]",
@@ -55,18 +55,18 @@ def write_bundle(folder: Path, network: nn.Module, plan: Plan, about: Mapping[st
         folder: Of the bundle.
         network: The one that was traced.
         plan: That scans are prepared by.
-        about: What is recorded beside the weights.
-        readme: In words.
+        about: What ``preprocessing.json`` holds.
+        readme: The same in words.
     """
     torch.save(dict(network.state_dict()), folder / WEIGHTS)
     write_json(folder / METADATA, metadata(plan, about))
-    write_json(folder / INFERENCE, inference(plan))
+    write_json(folder / INFERENCE, inference(plan, about["postprocessing"]))
     write_text(folder / README, readme)
     write_text(folder / LICENSE, NO_LICENCE)
 
 
 def metadata(plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
-    """What the bundle is."""
+    """What the bundle is; the arguments as for :func:`write_bundle`."""
     how, names = plan.normalisation, [each["name"] for each in outputs(plan)]
     ct = how.kind == "ct"
     common = {"type": "image", "spatial_shape": list(plan.patch), "dtype": "float32", "is_patch_data": True}
@@ -84,28 +84,34 @@ def metadata(plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
         "value_range": [],
         "channel_def": {str(channel): name for channel, name in enumerate(names)},
     }
+    packages = ["nibabel", "scipy"] if about["postprocessing"] else ["nibabel"]
     return {
         "version": "1.0.0",
         "changelog": {"1.0.0": "as exported"},
         "monai_version": version("monai"),
         "pytorch_version": torch.__version__.partition("+")[0],
         "numpy_version": np.__version__,
-        "required_packages_version": {"nibabel": version("nibabel")},
+        "required_packages_version": {name: version(name) for name in packages},
         "name": plan.dataset,
         "task": f"Segmentation of {', '.join(name for name in names if name != 'background')}",
         "description": f"A network trained with medcontext on the data set {plan.dataset}.",
         "authors": "not stated",
         "copyright": "not stated",
         "intended_use": "Research; not a medical device",
-        "model": dict(about),
+        "model": about["model"],
         "network_data_format": {"inputs": {"image": common | image}, "outputs": {"pred": common | pred}},
     }
 
 
-def inference(plan: Plan) -> dict[str, Any]:
-    """How the bundle is run on a folder of scans."""
+def inference(plan: Plan, rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How the bundle is run on a folder of scans.
+
+    Args:
+        plan: That scans are prepared by.
+        rules: Of the post-processing, as ``preprocessing.json`` holds them.
+    """
     return {
-        "imports": ["$import glob"],
+        "imports": ["$import glob", *(["$from scipy import ndimage"] if rules else [])],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/eval'",
@@ -123,7 +129,7 @@ def inference(plan: Plan) -> dict[str, Any]:
             "mode": "gaussian",
             "cval": plan.normalisation.outside,
         },
-        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(plan)},
+        "postprocessing": {"_target_": "Compose", "transforms": _postprocessing(plan, rules)},
         "predict": "$lambda image: @inferer(image[None].to(@device), @network_def)[0]",
         # What MONAI's specification asks for, and other programs look for. It needs pytorch-ignite; 'run' does without.
         "evaluator": {
@@ -135,6 +141,7 @@ def inference(plan: Plan) -> dict[str, Any]:
             "postprocessing": "@postprocessing",
             "amp": False,
         },
+        # The shapes alone, so that no label map is kept that has been saved.
         "run": ["$[@postprocessing({**case, 'pred': @predict(case['image'])})['pred'].shape for case in @dataset]"],
     }
 
@@ -159,10 +166,9 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     return [*steps, _on("image", "Lambdad", func=_NORMALISE)]
 
 
-def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
+def _postprocessing(plan: Plan, rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """From logits to a file of label numbers in the scan's own grid."""
     numbers = [each["number"] for each in outputs(plan)]
-    back = _on("pred", "Invertd", transform="@preprocessing", orig_keys="image", nearest_interp=False, to_tensor=True)
     if plan.labels.regions:
         # The last region that a voxel is in, counted from 1; 0 where it is in none.
         places = f"torch.arange(1, {len(numbers) + 1}, device=x.device).reshape(-1, 1, 1, 1)"
@@ -171,27 +177,41 @@ def _postprocessing(plan: Plan) -> list[dict[str, Any]]:
     else:
         chosen = _on("pred", "AsDiscreted", argmax=True)
     kind = next(kind for kind in ("uint8", "uint16", "int32") if max(numbers) <= np.iinfo(kind).max)
+    kinds = {"orig_labels": list(range(len(numbers))), "target_labels": numbers, "dtype": f"$numpy.{kind}"}
+    saving = {"output_ext": ".nii.gz", "output_postfix": "", "separate_folder": False, "output_dtype": kinds["dtype"]}
     return [
-        back,
+        _on("pred", "Invertd", transform="@preprocessing", orig_keys="image", nearest_interp=False, to_tensor=True),
         chosen,
-        _on(
-            "pred",
-            "MapLabelValued",
-            orig_labels=list(range(len(numbers))),
-            target_labels=numbers,
-            dtype=f"$numpy.{kind}",
-        ),
-        _on(
-            "pred",
-            "SaveImaged",
-            output_dir="@output_dir",
-            output_ext=".nii.gz",
-            output_dtype=f"$numpy.{kind}",
-            output_postfix="",
-            separate_folder=False,
-            resample=True,  # to the grid it has already; MONAI 1.6 forgets an axis of it, and may fail, without this
-        ),
+        _on("pred", "MapLabelValued", **kinds),
+        *(_on("pred", "Lambdad", func=_applied(rule)) for rule in rules),
+        # Resampled to the grid that it has already: MONAI 1.6 forgets an axis of it, and may fail, without this.
+        _on("pred", "SaveImaged", output_dir="@output_dir", resample=True, **saving),
     ]
+
+
+def _applied(rule: Mapping[str, Any]) -> str:
+    """A rule of the post-processing, for a label map ``(1, X, Y, Z)``; those of MONAI's need another package, and make
+    all that they remove background."""
+    steps = [
+        f"mask := numpy.isin(x[0].cpu().numpy(), {rule['labels']})",
+        "pieces := ndimage.label(mask, numpy.ones((3, 3, 3)))[0]",
+        "sizes := numpy.bincount(pieces[mask], minlength=1)",
+        "ml := abs(float(numpy.linalg.det(x.affine[:3, :3].cpu().numpy()))) / 1000",
+        f"kept := sizes * ml >= {rule['least_ml']}" if rule["least_ml"] else "kept := sizes > 0",
+    ]
+    if rule["largest"]:
+        steps.append("kept := kept & (numpy.arange(len(sizes)) == sizes.argmax())")
+    steps.append("made := kept[pieces]")
+    if rule["fill"]:
+        steps.append("made := ndimage.binary_fill_holes(made)")
+    around, number = rule["around"], rule["number"]
+    steps += [
+        "device := x.device",
+        f"added := torch.from_numpy(made & ~mask).to(device) & (x.as_tensor() == {around})",
+        f"x := torch.where(torch.from_numpy(mask & ~made).to(device), {around}, x)",
+        f"torch.where(added, {number}, x)",
+    ]
+    return f"$lambda x: ({', '.join(steps)})[-1]"
 
 
 def _on(key: str, target: str, **settings: Any) -> dict[str, Any]:

@@ -75,7 +75,9 @@ def _opening(about: Mapping[str, Any]) -> str:
     channels = about["channels"]
     return _wrapped(
         "This is a MONAI bundle: a TorchScript network, and the steps below in MONAI's own transforms. It needs monai, "
-        "nibabel and fire. SCANS is a folder of .nii.gz files, one per scan"
+        "nibabel"
+        + (", scipy" if about["postprocessing"] else "")
+        + " and fire. SCANS is a folder of .nii.gz files, one per scan"
         + (f" with its {channels} channels along the fourth axis" if channels > 1 else "")
         + "; a label map of the same name, shape and affine is written for each. In this folder:"
     )
@@ -103,6 +105,7 @@ def _steps(about: Mapping[str, Any]) -> list[str]:
         "Resample the logits (not labels) to the size that the array had after step 1, in the way of step 2.",
         _choice(about["activation"]),
         "Turn and flip back, and keep the affine of the scan.",
+        *(_applied(rule) for rule in about["postprocessing"]),
     ]
 
 
@@ -122,6 +125,18 @@ def _normalisation(how: Mapping[str, Any]) -> str:
         f"The whole scan is treated so, not the box alone. Of a box of {2 * many:,} voxels or more, percentiles are "
         f"those of every k-th voxel in C order: k = voxels // {many:,}, or the next smaller number that shares no "
         "factor with the number of voxels."
+    )
+
+
+def _applied(rule: Mapping[str, Any]) -> str:
+    parts = (
+        ["of its pieces (voxels that share a corner belong to one) keep the largest alone"] if rule["largest"] else []
+    )
+    parts += [f"remove pieces of less than {rule['least_ml']:g} ml"] if rule["least_ml"] else []
+    parts += ["fill its holes (all that it encloses)"] if rule["fill"] else []
+    numbers, around = ", ".join(map(str, rule["labels"])), rule["around"]
+    return f"Of the voxels of {numbers}, in this order: {'; '.join(parts)}. What is removed becomes {around}" + (
+        f"; of a hole, voxels that are {around} become {rule['number']}." if rule["fill"] else "."
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from medcontext.inference.export.monai_bundle import BUNDLE_FILES, write_bundle
 from medcontext.inference.export.parity import SAMPLES, Parity, compare
 from medcontext.inference.export.words import in_words
 from medcontext.inference.model import load_model
+from medcontext.inference.postprocess import shared_rules
 
 README = "README.txt"
 
@@ -50,13 +53,14 @@ def export_model(model: Path, out: Path, form: FormatName, *, replace: bool = Fa
     _require_place(out, replace)
     loaded = load_model(model)
     network, plan = FinestHead(loaded.network).eval().requires_grad_(False), loaded.plan
+    rules = shared_rules([loaded.about])
     _require_room(out, sum(tensor.nbytes for tensor in network.state_dict().values()))
     shape = (SAMPLES, plan.channels, *plan.patch)
     patches = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with replacing_folder(out) as folder:
         batch, parity = _write(network, patches, form, folder / FORMATS[form].file, bool(plan.labels.regions))
-        about = describe(plan) | {
-            "model": dict(loaded.about),
+        about = describe(plan, rules) | {
+            "model": _finite(loaded.about),
             "network": {
                 "format": form,
                 "file": FORMATS[form].file,
@@ -69,7 +73,7 @@ def export_model(model: Path, out: Path, form: FormatName, *, replace: bool = Fa
         write_json(folder / FILE, about)
         text = in_words(about)
         if form == "monai-bundle":
-            write_bundle(folder, network, plan, loaded.about, text)
+            write_bundle(folder, network, plan, about, text)
         else:
             write_text(folder / README, text)
     return about
@@ -101,6 +105,11 @@ def _is_export(folder: Path) -> bool:
     except MedContextError:
         return False
     return isinstance(about, dict) and str(about.get("made_by")).startswith(MADE_BY)
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without numbers that JSON does not know, such as the Dice of a validation without labels."""
+    return {key: value for key, value in values.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
 def _require_room(out: Path, weights: int) -> None:
