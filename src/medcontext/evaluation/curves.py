@@ -168,7 +168,8 @@ def stretches(points: Points) -> tuple[npt.NDArray[np.float64], Points, npt.NDAr
 
 
 def _marks(curve: Curve, steps: Scale, scale: Scale) -> str:
-    """The run's mark on a few points, the last one included; those of the next run lie beside them."""
+    """The run's mark on a few points, the last one included, hollow on dashed lines; those of the next run lie beside
+    them."""
     x, y = stretches(curve.points)[1]
     every = max(1, -(-len(x) // MARKED))
     last = len(x) - 1
@@ -179,14 +180,16 @@ def _marks(curve: Curve, steps: Scale, scale: Scale) -> str:
         for place in places
         if place >= 0
     )
-    return f'<g class="dots {run_class(curve.run)}">{uses}</g>'
+    hollow = " hollow" if curve.dash else ""
+    return f'<g class="dots {run_class(curve.run)}{hollow}">{uses}</g>'
 
 
 def _key(name: str, dash: int) -> str:
     """What a line style stands for."""
     kind = f' class="dash-{dash + 1}"' if dash else ""
-    line = f'<svg aria-hidden="true"><line{kind} x1="0" x2="100%" y1="50%" y2="50%"/></svg>'
-    return f' <span class="key">{line}{escape(name)}</span>'
+    line = f'<line{kind} x1="0" x2="100%" y1="50%" y2="50%"/><circle cx="50%" cy="50%" r="3"/>'
+    hollow = " hollow" if dash else ""
+    return f' <span class="key{hollow}"><svg aria-hidden="true">{line}</svg>{escape(name)}</span>'
 
 
 def _name(key: str) -> str:

@@ -63,7 +63,7 @@ def masked_section(run: str, seen: MaskedPass, names: Mapping[int, str]) -> str:
     dice = {name: "nothing to rebuild" if value is None else f"Dice {value:.3f}" for name, value in seen.dice.items()}
     columns = [
         Column("truth", "on the whole scan", 0, numbered=True),
-        Column("what the student saw", f"{seen.hidden.mean():.0%} hidden", None, image=1, hidden=4),
+        Column("what the student saw", f"{100 * seen.hidden.mean():.0f} % hidden", None, image=1, hidden=4),
         Column("what it rebuilt", f"{dice['masked']} where hidden", 1, outlined=0, image=1, hidden=4),
         Column("student, whole scan", f"{dice['student']} there", 2, outlined=0),
         Column("teacher, whole scan", f"{dice['teacher']} there", 3, outlined=0),

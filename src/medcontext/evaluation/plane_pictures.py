@@ -168,15 +168,18 @@ def _numbered(place: int, mask: npt.NDArray[np.bool_], plane: Plane) -> str:
     row, column = np.unravel_index(int(depth.argmax()), mask.shape)
     x = plane.corner[1] + (column + 0.5) * plane.spacing[1]
     y = plane.corner[0] + (row + 0.5) * plane.spacing[0]
-    size = 0.06 * plane.side
-    return f'<text x="{x:.4g}" y="{y:.4g}" dy=".35em" text-anchor="middle" font-size="{size:.3g}">{place + 1}</text>'
+    return _text(str(place + 1), x, y, "middle", 0.07 * plane.side)
+
+
+def _crossing(plane: Plane) -> tuple[float, float]:
+    """Where the other planes lie: (x, y) in mm of the square."""
+    (down, right), (row, column), (tall, wide) = plane.corner, plane.cross, plane.spacing
+    return right + (column + 0.5) * wide, down + (row + 0.5) * tall
 
 
 def _cross(plane: Plane) -> str:
-    """Where the other planes lie: short lines at the edges."""
-    x = plane.corner[1] + (plane.cross[1] + 0.5) * plane.spacing[1]
-    y = plane.corner[0] + (plane.cross[0] + 0.5) * plane.spacing[0]
-    side, short = plane.side, 0.05 * plane.side
+    """Short lines at the edges, in line with the other planes."""
+    (x, y), side, short = _crossing(plane), plane.side, 0.05 * plane.side
     lines = (
         f"M{x:.4g} 0v{short:.3g}M{x:.4g} {side:.4g}v{-short:.3g}M0 {y:.4g}h{short:.3g}M{side:.4g} {y:.4g}h{-short:.3g}"
     )
@@ -184,18 +187,23 @@ def _cross(plane: Plane) -> str:
 
 
 def _sides(plane: Plane) -> str:
-    """The patient's sides, beside the middle of each edge."""
+    """The patient's sides, at a third or two of each edge, wherever no short line is."""
     side, gap, size = plane.side, 0.03 * plane.side, 0.055 * plane.side
     left, right, upper, lower = SIDES[plane.name]
+    x, y = (side * (2 / 3 if abs(at / side - 1 / 3) < 1 / 6 else 1 / 3) for at in _crossing(plane))
     places = (
-        (left, gap, side / 3, "start"),
-        (right, side - gap, side / 3, "end"),
-        (upper, side / 3, gap + size / 2, "middle"),
-        (lower, side / 3, side - gap - size / 2, "middle"),
+        (left, gap, y, "start"),
+        (right, side - gap, y, "end"),
+        (upper, x, gap + size / 2, "middle"),
+        (lower, x, side - gap - size / 2, "middle"),
     )
-    return "".join(
-        f'<text x="{x:.4g}" y="{y:.4g}" dy=".35em" text-anchor="{anchor}" font-size="{size:.3g}">{letter}</text>'
-        for letter, x, y, anchor in places
+    return "".join(_text(letter, *place, size) for letter, *place in places)
+
+
+def _text(text: str, x: float, y: float, anchor: str, size: float) -> str:
+    return (
+        f'<text x="{x:.4g}" y="{y:.4g}" dy=".35em" text-anchor="{anchor}" font-size="{size:.3g}" '
+        f'stroke-width="{size / 7:.2g}">{text}</text>'
     )
 
 

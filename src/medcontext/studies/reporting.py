@@ -14,11 +14,11 @@ from medcontext.evaluation.report import picks, write_report
 from medcontext.evaluation.run_results import RunResults
 from medcontext.evaluation.summary import summarise
 from medcontext.files import read_json, require_writable
-from medcontext.inference.model import load_model
 from medcontext.inference.models import model_files
-from medcontext.progress import Progress, clock
+from medcontext.progress import Progress
 from medcontext.studies.holdout import score_held_out
 from medcontext.studies.masked_pass import masked_pass
+from medcontext.studies.run_facts import environment, facts
 from medcontext.training.run import RunFolder
 
 Folds = Mapping[str, RunFolder]
@@ -117,7 +117,7 @@ def _results(
         name=name,
         data=dataset.root,
         facts=_facts_of(folds, evaluations),
-        environment=_together({fold: _environment(run) for fold, run in folds.items()}),
+        environment=_together({fold: environment(run) for fold, run in folds.items()}),
         histories={fold: run.history() for fold, run in folds.items()},
         evaluation=evaluation,
         predictions={case: file for run in folds.values() for case, file in _predictions(run).items()},
@@ -173,57 +173,19 @@ def pooled(evaluations: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -
 
 def _facts_of(folds: Folds, evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Facts of a run; those in which folds differ, fold by fold, and the Dice of each."""
-    facts = _together({fold: _facts(run) for fold, run in folds.items()})
+    told = _together({fold: facts(run) for fold, run in folds.items()})
     if len(folds) == 1:
-        return facts
+        return told
     means = [each["mean"]["dice"] for each in evaluations.values() if each["mean"]["dice"] is not None]
     spread = f", mean {fmean(means):.3f} (SD {stdev(means):.3f})" if len(means) > 1 else ""
-    return {"Folds": f"{len(folds)}, mean Dice {', '.join(f'{each:.3f}' for each in means)}{spread}"} | facts
+    return {"Folds": f"{len(folds)}, mean Dice {', '.join(f'{each:.3f}' for each in means)}{spread}"} | told
 
 
 def _together(by_fold: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """One text for each fact: the common one, or that of each fold."""
     told = {}
-    for key in dict.fromkeys(key for facts in by_fold.values() for key in facts):
-        values = {fold: facts.get(key, "not recorded") for fold, facts in by_fold.items()}
+    for key in dict.fromkeys(key for each in by_fold.values() for key in each):
+        values = {fold: each.get(key, "not recorded") for fold, each in by_fold.items()}
         alike = len(set(values.values())) == 1
         told[key] = next(iter(values.values())) if alike else "; ".join(f"{f}: {text}" for f, text in values.items())
     return told
-
-
-def _facts(run: RunFolder) -> dict[str, str]:
-    settings, split, about = run.read_config(), run.read_split(), load_model(run.best).about
-    unlabelled, pretrained = len(read_json(run.about).get("unlabelled", ())), settings.get("pretrain_steps", 0)
-    seconds = next((row["seconds"] for row in reversed(run.history()) if "seconds" in row), 0.0)
-    method = settings["method"]
-    masked = method["mask"] != "none" and method["ratio"] > 0
-    return {
-        "Data": read_json(run.about)["data"],
-        "Preset": settings["preset"],
-        "Masking": f"{method['mask']}, {method['ratio']:.0%} hidden, {method['hide']}, {method['fill']} in their place"
-        if masked
-        else "none",
-        "Network": f"{settings['network']}, {about['parameters']:,} parameters",
-        "Patch": f"{' x '.join(map(str, settings['patch']))} voxels, {settings['batch_size']} per step",
-        "Steps": f"{settings['max_steps']:,} in {clock(seconds)}"
-        + (f", after {pretrained:,} of pre-training" if pretrained else ""),
-        "Cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} held out"
-        + (f"; {unlabelled} without their label" if unlabelled else ""),
-        "Seed": f"{settings['seed']} (split {settings['split_seed']})",
-        "Model": f"{about['which']} at step {about['step']:,}, chosen by validation"
-        if about["validation_dice"] is not None
-        else f"{about['which']} at the last step",
-    }
-
-
-def _environment(run: RunFolder) -> dict[str, str]:
-    about, settings = read_json(run.about), run.read_config()
-    return {
-        "Started": about["started"],
-        "Command": about["command"],
-        "Source": about["source"] or "installed package",
-        "Processor": f"{about['processor']}, {about['cores']} cores, {about['threads']} threads",
-        "Device": f"{settings['device']} in {settings['precision']}",
-        "Python": about["python"],
-        **about["versions"],
-    }
