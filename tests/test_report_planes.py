@@ -14,8 +14,9 @@ from hypothesis.extra.numpy import arrays
 from matplotlib.path import Path as Polygon
 from PIL import Image
 
-from medcontext.evaluation.plane_pictures import Column, cells, grey, outline, plane_pictures
+from medcontext.evaluation.plane_pictures import Column, plane_pictures
 from medcontext.evaluation.planes import LEAST, MARGIN, SIDES, choose_voxel, three_planes
+from medcontext.evaluation.slice_paths import cells, grey, outline
 from tests.html_pages import Page
 
 SHAPE, SPACING = (20, 24, 10), (1.0, 0.5, 3.0)
@@ -155,26 +156,37 @@ def test_pictures_have_a_square_for_each_plane_and_column():
     labels = boxes()
     predicted = np.roll(labels, 1, axis=0)
     image = labels.astype(float)
-    planes = three_planes(image, [labels, predicted], {1: (1,), 5: (5,)}, SPACING, (9, 9, 4))
+    hidden = np.zeros((1, *SHAPE), bool)
+    hidden[0, 4:12, 6:18] = True
+    maps = [np.stack([each == 1, each == 5]) for each in (labels, predicted)]
+    planes = three_planes(image, [*maps, hidden], {}, SPACING, (9, 9, 4))
     columns = [
         Column("truth", "", 0, numbered=True),
         Column("run", "Dice 0.5", 1, outlined=0),
-        Column("bare", "", None, hidden=None),
+        Column("hidden", "", None, hidden=2),
     ]
-    html = plane_pictures([planes], columns, "what is seen")
+    html = plane_pictures("here", [planes], columns, "what is seen")
     page = Page(html)
     assert page.labelled("div") == ["what is seen"]
     assert page.unsaid == []
-    boxes_seen = [attrs["viewbox"] for tag, attrs in page.tags if tag == "svg"]
-    assert boxes_seen == [f"0 0 {planes[0].side:.5g} {planes[0].side:.5g}"] * 9
+    squares = [attrs["viewbox"] for tag, attrs in page.tags if tag == "svg" and attrs["class"] == "slice"]
+    assert squares == [f"0 0 {planes[0].side:.5g} {planes[0].side:.5g}"] * 9
     first, second, third = re.findall(r'<svg class="slice".*?</svg>', html)[:3]
-    assert first.count("stroke=") == 2
-    assert ">1</text>" in first
-    assert ">2</text>" in first
-    assert second.count('class="truth"') == 2
+    assert re.findall(r'href="#([^"]*)" stroke', first) == ["here-axial-0-0", "here-axial-0-1"]
+    assert [f">{number}</text>" in first for number in (1, 2)] == [True, True]
+    assert re.findall(r'href="#([^"]*)" class="truth"', second) == ["here-axial-0-0", "here-axial-0-1"]
+    assert re.findall(r'href="#([^"]*)" stroke', second) == ["here-axial-1-0", "here-axial-1-1"]
     assert ">1</text>" not in second
-    assert "stroke=" not in third
-    for plane, picture in zip(planes, re.findall(r'<svg class="slice".*?</svg>', html)[::3], strict=True):
-        outlines = re.findall(r'<path d="([^"]*)" stroke', picture)
-        for mask, data in zip([mask for mask in plane.maps[0] if mask.any()], outlines, strict=True):
-            np.testing.assert_array_equal(filled(data, mask.shape), mask)
+    assert re.findall(r'href="#([^"]*)"', third) == ["here-axial-image-0", "here-axial-2-0"]
+    ids = {attrs["id"]: attrs for _, attrs in page.tags if "id" in attrs}
+    assert {attrs["href"][1:] for tag, attrs in page.tags if tag == "use"} <= ids.keys()
+    for plane in planes:
+        for place in (0, 1):
+            for structure, mask in enumerate(plane.maps[place]):
+                found = ids.get(f"here-{plane.name}-{place}-{structure}")
+                assert (found is not None) == mask.any()
+                if found is not None:
+                    np.testing.assert_array_equal(filled(found["d"], mask.shape), mask)
+        covered = ids[f"here-{plane.name}-2-0"]
+        assert covered["class"] == "hidden"
+        assert covered["d"] == cells(plane.maps[2][0])

@@ -49,10 +49,11 @@ class MaskedPass:
     spacing: Spacing
 
 
-def masked_section(run: str, seen: MaskedPass, names: Mapping[int, str]) -> str:
+def masked_section(name: str, run: str, seen: MaskedPass, names: Mapping[int, str]) -> str:
     """Pictures of the patch in three planes: the truth, what the student saw, and what each network made of it.
 
     Args:
+        name: For the ids of its pictures.
         run: Its name.
         seen: What came of it.
         names: Label -> name, of the structures in their order.
@@ -79,6 +80,6 @@ def masked_section(run: str, seen: MaskedPass, names: Mapping[int, str]) -> str:
         f"Three planes of a patch of {seen.case}. Mean Dice where it was hidden: {dice['masked']} by the student that "
         f"saw the rest only, {dice['student']} by the student and {dice['teacher']} by the teacher that saw all."
     )
-    pictures = plane_pictures(views, columns, alt)
+    pictures = plane_pictures(name, views, columns, alt)
     legend = structure_legend(list(names.values()), truth=True)
     return f"{page.heading(run)}\n{page.paragraph(said, 'quiet')}\n<figure>{pictures}\n{legend}</figure>"

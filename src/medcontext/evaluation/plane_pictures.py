@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from contourpy import contour_generator
 from scipy.ndimage import distance_transform_edt
 
 from medcontext.drawing import LABEL_COLOURS, LABEL_STYLES, label_colour
-from medcontext.evaluation.planes import SIDES, Masks, Plane
-
-LOSSLESS = 128 * 128
-"""Pixels up to which a grey picture is a PNG: blown up, the blocks of a JPEG would show."""
-
-LARGEST = 360
-"""Pixels of a grey picture's longer side, at most."""
-
-QUALITY = 88
-
-LEVELS = (1.0, 99.5)
-"""Percentiles of the intensities, in a plane, that are black and white."""
+from medcontext.evaluation.planes import SIDES, Plane
+from medcontext.evaluation.slice_paths import cells, grey, outline
 
 
 @dataclass(frozen=True)
@@ -52,10 +38,11 @@ class Column:
     hidden: int | None = None
 
 
-def plane_pictures(views: Sequence[Sequence[Plane]], columns: Sequence[Column], alt: str) -> str:
+def plane_pictures(name: str, views: Sequence[Sequence[Plane]], columns: Sequence[Column], alt: str) -> str:
     """A row of pictures for each plane.
 
     Args:
+        name: Of these pictures, for the ids of what they are made of; no others of the page have it.
         views: The same planes of each image that a column may show; their maps are those of the first.
         columns: What stands beside one another.
         alt: What is seen, in words.
@@ -63,16 +50,38 @@ def plane_pictures(views: Sequence[Sequence[Plane]], columns: Sequence[Column], 
     heads = "".join(
         f'<div class="head"><b>{column.head}</b><span>{escape(column.note)}</span></div>' for column in columns
     )
+    hidden = {column.hidden for column in columns}
     rows = []
     for number, plane in enumerate(views[0]):
-        greys = [grey(view[number].image) for view in views]
-        pictures = "".join(_slice(plane, column, greys[column.image]) for column in columns)
-        rows.append(f'<div class="plane">{plane.name} {plane.index + 1}/{plane.count}</div>{pictures}')
+        own = f"{name}-{plane.name}"
+        defined = _definitions(own, [view[number] for view in views], hidden)
+        pictures = "".join(_slice(own, plane, column) for column in columns)
+        rows.append(f'{defined}<div class="plane">{plane.name} {plane.index + 1}/{plane.count}</div>{pictures}')
     return (
         '<div class="wide" tabindex="0" role="region" aria-label="Pictures, scroll sideways where they are wider">\n'
         f'<div class="planes" role="img" style="--columns: {len(columns)}" aria-label="{escape(alt)}"><span></span>'
         f"{heads}{''.join(rows)}</div>\n</div>"
     )
+
+
+def _definitions(own: str, views: Sequence[Plane], hidden: Container[int | None]) -> str:
+    """The images of a plane, and the outlines of every structure of every map, which pictures show by their ids."""
+    plane = views[0]
+    (down, right), (tall, wide), (height, width) = plane.corner, plane.spacing, plane.image.shape
+    parts = [
+        f'<image id="{own}-image-{place}" href="{grey(view.image)}" x="{right:.4g}" y="{down:.4g}" '
+        f'width="{width * wide:.5g}" height="{height * tall:.5g}" preserveAspectRatio="none"/>'
+        for place, view in enumerate(views)
+    ]
+    scaled = f'transform="translate({right:.4g} {down:.4g}) scale({wide / 2:.5g} {tall / 2:.5g})"'
+    for place, masks in enumerate(plane.maps):
+        draw, kind = (cells, ' class="hidden"') if place in hidden else (outline, "")
+        parts += [
+            f'<path id="{own}-{place}-{structure}"{kind} {scaled} d="{draw(mask)}"/>'
+            for structure, mask in enumerate(masks)
+            if mask.any()
+        ]
+    return f'<svg class="defs slice"><defs>{"".join(parts)}</defs></svg>'
 
 
 def structure_legend(names: Sequence[str], *, truth: bool) -> str:
@@ -88,76 +97,23 @@ def structure_legend(names: Sequence[str], *, truth: bool) -> str:
     return f'<ul class="legend">{"".join(entries)}</ul>'
 
 
-def grey(image: npt.NDArray[np.floating[Any]]) -> str:
-    """The picture as a data address: a PNG, or a JPEG where that is much smaller."""
-    from PIL import Image
-
-    low, high = np.percentile(image, LEVELS)
-    levels = np.clip((image - low) / max(high - low, 1e-6), 0, 1) * 255
-    picture = Image.fromarray(np.round(levels).astype(np.uint8))
-    small = picture.width * picture.height <= LOSSLESS
-    picture.thumbnail((LARGEST, LARGEST))
-    made = io.BytesIO()
-    if small:
-        picture.save(made, format="png", optimize=True)
-    else:
-        picture.save(made, format="jpeg", quality=QUALITY, optimize=True)
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(made.getvalue()).decode('ascii')}"
-
-
-def outline(mask: npt.NDArray[np.bool_]) -> str:
-    """Outlines of ``(H, W)`` as the data of a path; a unit is half a voxel, from the upper left corner of the first."""
-    lines: Any = contour_generator(z=np.pad(mask, 1).astype(float)).lines(0.5)
-    parts = []
-    for line in lines:
-        # Padded by one, and a voxel's centre lies half a voxel from its corner.
-        points = np.round(2 * (line - 0.5)).astype(int)
-        steps = np.diff(points, axis=0)
-        kept = [place for place in range(1, len(steps)) if (steps[place] != steps[place - 1]).any()]
-        corners = points[[0, *kept]]
-        moves = " ".join(f"{x} {y}" for x, y in np.diff(corners, axis=0))
-        parts.append(f"M{corners[0][0]} {corners[0][1]}l{moves}z")
-    return "".join(parts)
-
-
-def _slice(plane: Plane, column: Column, source: str) -> str:
+def _slice(own: str, plane: Plane, column: Column) -> str:
     """One picture: a black square of the plane's side in mm."""
-    (down, right), (tall, wide) = plane.corner, plane.spacing
-    height, width = plane.image.shape
-    side = plane.side
-    parts = [
-        f'<image href="{source}" x="{right:.4g}" y="{down:.4g}" width="{width * wide:.5g}" '
-        f'height="{height * tall:.5g}" preserveAspectRatio="none"/>'
-    ]
-    scaled = []
+
+    def used(place: int) -> list[tuple[int, str]]:
+        return [(k, f'<use href="#{own}-{place}-{k}"') for k, mask in enumerate(plane.maps[place]) if mask.any()]
+
+    parts = [f'<use href="#{own}-image-{column.image}"/>']
     if column.hidden is not None:
-        scaled.append(f'<path class="hidden" d="{cells(plane.maps[column.hidden][0])}"/>')
+        parts += [f"{use}/>" for _, use in used(column.hidden)]
     if column.outlined is not None:
-        scaled += [f'<path class="truth" d="{outline(mask)}"/>' for mask in plane.maps[column.outlined] if mask.any()]
-    drawn: Masks | None = None if column.drawn is None else plane.maps[column.drawn]
-    for place, mask in enumerate(drawn if drawn is not None else ()):
-        if mask.any():
-            scaled.append(f'<path d="{outline(mask)}" {_stroke(place)}/>')
-    parts.append(
-        f'<g transform="translate({right:.4g} {down:.4g}) scale({wide / 2:.5g} {tall / 2:.5g})">{"".join(scaled)}</g>'
-    )
-    if drawn is not None and column.numbered:
-        parts += [_numbered(place, mask, plane) for place, mask in enumerate(drawn) if mask.any()]
+        parts += [f'{use} class="truth"/>' for _, use in used(column.outlined)]
+    if column.drawn is not None:
+        parts += [f"{use} {_stroke(structure)}/>" for structure, use in used(column.drawn)]
+        if column.numbered:
+            parts += [_numbered(k, mask, plane) for k, mask in enumerate(plane.maps[column.drawn]) if mask.any()]
     parts += [_cross(plane), _sides(plane)]
-    return f'<svg class="slice" viewBox="0 0 {side:.5g} {side:.5g}">{"".join(parts)}</svg>'
-
-
-def cells(mask: npt.NDArray[np.bool_]) -> str:
-    """All voxels of ``(H, W)`` as rectangles, equal rows together; units as for :func:`outline`."""
-    parts, begin = [], 0
-    for row in range(1, len(mask) + 1):
-        if row < len(mask) and (mask[row] == mask[begin]).all():
-            continue
-        ends = np.flatnonzero(np.diff(np.pad(mask[begin], 1).astype(int)))
-        for left, end in zip(ends[::2], ends[1::2], strict=True):
-            parts.append(f"M{2 * left} {2 * begin}h{2 * (end - left)}v{2 * (row - begin)}h{-2 * (end - left)}z")
-        begin = row
-    return "".join(parts)
+    return f'<svg class="slice" viewBox="0 0 {plane.side:.5g} {plane.side:.5g}">{"".join(parts)}</svg>'
 
 
 def _numbered(place: int, mask: npt.NDArray[np.bool_], plane: Plane) -> str:

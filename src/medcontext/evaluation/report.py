@@ -177,17 +177,19 @@ def _case(
     alt = f"Outlines of the truth and of each run on three planes of {case}. Dice: {alt_of(dices)}."
     names = [name for name, _ in runs[0].structures.values()]
     return (
-        f"{page.heading(f'{rank.capitalize()}: {case}')}\n<figure>{plane_pictures([planes], columns, alt)}\n"
+        f"{page.heading(f'{rank.capitalize()}: {case}')}\n<figure>{plane_pictures(rank, [planes], columns, alt)}\n"
         f"{structure_legend(names, truth=True)}</figure>"
     )
 
 
 def _masked(runs: Sequence[RunResults]) -> Iterable[str]:
-    for run in runs:
+    for place, run in enumerate(runs, start=1):
         if isinstance(run.masked, str):
             yield page.heading(run.name) + page.paragraph(run.masked)
         elif run.masked is not None:
-            yield masked_section(run.name, run.masked, {label: name for label, (name, _) in run.structures.items()})
+            yield masked_section(
+                f"masked-{place}", run.name, run.masked, {label: name for label, (name, _) in run.structures.items()}
+            )
 
 
 def _curves(runs: Sequence[RunResults]) -> Iterable[str]:
