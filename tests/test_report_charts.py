@@ -40,6 +40,13 @@ def test_an_axis_holds_what_it_is_for(low, extent, share):
     assert first + scale.at(value) / 100 * (last - first) == pytest.approx(value, rel=1e-6, abs=1e-6)
 
 
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_the_axis_of_a_share_ends_at_1(one, other):
+    low, high = sorted((one, other))
+    assert scale_of(low, high).ticks[-1] <= 1 + 1e-9
+    assert scale_of(0.64, 1.0).ticks[-1] == 1
+
+
 def test_numbers_are_short():
     assert [number(value) for value in (0, 0.25, 0.0015, 12.5, 200, 10000, 1234567)] == [
         "0", "0.25", "0.0015", "12.5", "200", "10,000", "1,234,567"

@@ -23,11 +23,20 @@ class Scale:
 
 
 def scale_of(low: float, high: float, ticks: int = 4, *, whole: bool = False) -> Scale:
-    """An axis of about so many steps, between round numbers that hold ``low`` and ``high``; ``whole`` ones alone."""
+    """An axis of about so many steps, between round numbers that hold ``low`` and ``high``; ``whole`` ones alone.
+
+    Where all are from 0 to 1, as shares are, so is the axis.
+    """
+    share = 0 <= low and high <= 1
     if low == high:
         # A tenth around what never changes; matplotlib would widen it by a millionth.
         low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
-    return Scale(tuple(float(tick) for tick in MaxNLocator(ticks, integer=whole).tick_values(low, high)))
+    low, high = (max(0.0, low), min(1.0, high)) if share else (low, high)
+    locator = MaxNLocator(ticks, integer=whole)
+    found = locator.tick_values(low, high)
+    if share and found[-1] > 1:
+        found = 1 - locator.tick_values(0, 1 - low)[::-1]
+    return Scale(tuple(float(tick) for tick in found))
 
 
 def number(value: float) -> str:

@@ -75,13 +75,13 @@ def _definitions(own: str, views: Sequence[Plane], hidden: Container[int | None]
     ]
     scaled = f'transform="translate({right:.4g} {down:.4g}) scale({wide / 2:.5g} {tall / 2:.5g})"'
     for place, masks in enumerate(plane.maps):
-        draw, kind = (cells, ' class="hidden"') if place in hidden else (outline, "")
+        draw, kind = (cells, "hidden") if place in hidden else (outline, "outline")
         parts += [
-            f'<path id="{own}-{place}-{structure}"{kind} {scaled} d="{draw(mask)}"/>'
+            f'<path id="{own}-{place}-{structure}" class="{kind}" {scaled} d="{draw(mask)}"/>'
             for structure, mask in enumerate(masks)
             if mask.any()
         ]
-    return f'<svg class="defs slice"><defs>{"".join(parts)}</defs></svg>'
+    return f'<svg class="defs"><defs>{"".join(parts)}</defs></svg>'
 
 
 def structure_legend(names: Sequence[str], *, truth: bool) -> str:

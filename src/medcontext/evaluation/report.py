@@ -170,7 +170,7 @@ def _case(
     structures = {label: numbers for label, (_, numbers) in runs[0].structures.items()}
     voxel = choose_voxel(turned.maps[0], turned.maps[1:])
     planes = three_planes(turned.image, turned.maps, structures, turned.spacing, voxel)
-    columns = [Column("truth", "outlines on the scan", 0, numbered=True)]
+    columns = [Column("truth", "on the scan", 0, numbered=True)]
     for place, run in enumerate(runs):
         dice = f"Dice {number(dices[run.name], '.3f')}"
         columns.append(Column(page.run_name(run.name, place), dice, place + 1, outlined=0))

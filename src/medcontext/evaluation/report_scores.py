@@ -142,7 +142,7 @@ def _difference(entry: Mapping[str, Any] | None, form: str) -> list[str | Cell]:
     noise = "" if entry["distinguishable"] else ", noise"
     p = entry["p"] if entry["p_holm"] is None else entry["p_holm"]
     wins = f"{entry['wins']}/{entry['ties']}/{entry['losses']}"
-    return [Cell(format(entry["difference"], form), between + noise), f"{p:.2g}", wins]
+    return [Cell(format(entry["difference"], form), between + noise), "< 0.001" if p < 0.001 else f"{p:.2g}", wins]
 
 
 def cases_table(runs: Sequence[RunResults]) -> str:
