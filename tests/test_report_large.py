@@ -64,7 +64,7 @@ def history(rng: np.random.Generator) -> list[dict[str, Any]]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
     rng = np.random.default_rng(0)
-    noise = gaussian_filter(rng.normal(size=(LABELS + 1, 160, 140, 90)), (0, 6, 6, 6))
+    noise = gaussian_filter(rng.normal(size=(LABELS + 1, 160, 140, 60)), (0, 12, 12, 9))
     truth = noise.argmax(axis=0).astype(np.uint8)
     image = gaussian_filter(rng.normal(size=truth.shape), 1).astype(np.float32) + truth
     maps = [write(folder / f"map_{k}.nii", np.roll(truth, k, axis=0)) for k in range(3)]

@@ -27,7 +27,7 @@ def scale_of(low: float, high: float, ticks: int = 4, *, whole: bool = False) ->
 
     Where all are from 0 to 1, as shares are, so is the axis.
     """
-    share = 0 <= low and high <= 1
+    share = low >= 0 and high <= 1
     if low == high:
         # A tenth around what never changes; matplotlib would widen it by a millionth.
         low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
