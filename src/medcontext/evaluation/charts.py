@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 
@@ -33,9 +34,9 @@ def scale_of(low: float, high: float, ticks: int = 4, *, whole: bool = False) ->
         low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
     low, high = (max(0.0, low), min(1.0, high)) if share else (low, high)
     locator = MaxNLocator(ticks, integer=whole)
-    found = locator.tick_values(low, high)
+    found = np.array(locator.tick_values(low, high))
     if share and found[-1] > 1:
-        found = 1 - locator.tick_values(0, 1 - low)[::-1]
+        found = 1 - np.array(locator.tick_values(0, 1 - low))[::-1]
     return Scale(tuple(float(tick) for tick in found))
 
 

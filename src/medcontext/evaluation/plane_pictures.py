@@ -153,7 +153,7 @@ def _sides(plane: Plane) -> str:
         (upper, x, gap + size / 2, "middle"),
         (lower, x, side - gap - size / 2, "middle"),
     )
-    return "".join(_text(letter, *place, size) for letter, *place in places)
+    return "".join(_text(letter, across, up, anchor, size) for letter, across, up, anchor in places)
 
 
 def _text(text: str, x: float, y: float, anchor: str, size: float) -> str:

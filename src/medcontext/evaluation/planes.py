@@ -96,7 +96,7 @@ def three_planes(
         voxel: That the planes share.
         whole: Show all of the volume instead.
     """
-    labelled: list[Masks] = [each.any(axis=0) if each.ndim == 4 else each != 0 for each in maps]
+    labelled = [np.asarray(each.any(axis=0) if each.ndim == 4 else each != 0) for each in maps]
     sizes, lengths = np.array(spacing), image.shape
     box = None if whole else _box(labelled)
     if box is None:
