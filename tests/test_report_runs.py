@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from medcontext.data.dataset import open_dataset
+from medcontext.data.prepare import prepare_image
+from medcontext.data.scan import read_scan
 from medcontext.errors import MedContextError
 from medcontext.files import read_json
 from medcontext.inference.model import load_model, load_tensors
@@ -154,6 +156,11 @@ def test_the_student_gets_the_patch_but_for_what_the_mask_hides(runs, tiny, name
     seen = looked_at(runs[name], tiny)
     np.testing.assert_array_equal(seen.given[~seen.hidden], seen.image[~seen.hidden])
     assert seen.image.shape == seen.given.shape == seen.hidden.shape == (16, 16, 16)
+    plan = runs[name].read_plan()
+    prepared = prepare_image(read_scan(*open_dataset(tiny).cases[seen.case].images), plan)
+    inside = seen.image != plan.normalisation.outside
+    assert np.isin(seen.image[inside], prepared).all(), "the scan, hidden or not"
+    assert (seen.given[seen.hidden & inside] != seen.image[seen.hidden & inside]).mean() > 0.9
     if name == "ours":
         np.testing.assert_allclose(seen.given[seen.hidden], seen.image[~seen.hidden].mean(), rtol=1e-4, atol=1e-5)
     else:
