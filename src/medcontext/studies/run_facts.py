@@ -26,9 +26,8 @@ def facts(run: RunFolder) -> dict[str, str]:
         "Cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} held out"
         + (f"; {unlabelled} without their label" if unlabelled else ""),
         "Seed": f"{settings['seed']} (split {settings['split_seed']})",
-        "Model": f"{about['which']} at step {about['step']:,}, chosen by validation"
-        if about["validation_dice"] is not None
-        else f"{about['which']} at the last step",
+        "Model": f"{about['which']} at "
+        + ("the last step" if about["validation_dice"] is None else f"step {about['step']:,}, chosen by validation"),
     }
 
 
