@@ -50,7 +50,7 @@ def test_the_whole_way(tiny, tmp_path, capsys):
     }
     assert all({"dice", "hd95_mm"} <= row.keys() for row in scores["cases"])
     assert {"dice", "hd95_mm", "labels"} <= scores["mean"].keys()
-    assert run("report", tmp_path / "ours", "--baseline", tmp_path / "base") == 0
+    assert run("report", tmp_path / "ours", tmp_path / "base") == 0
     page = (tmp_path / "ours" / "report.html").read_text()
     assert "medcontext" in page
     assert "supervised" in page

@@ -20,7 +20,7 @@ from torch import nn
 from medcontext.data.plan import Plan
 from medcontext.data.prepare import read_prepared
 from medcontext.errors import MedContextError
-from medcontext.evaluation.curves import curves_figure
+from medcontext.evaluation.curves import curves
 from medcontext.inference.model import load_model
 from medcontext.method.diagnostics import dice_of, hard_dice, overlap
 from medcontext.networks.registry import network_spec
@@ -88,9 +88,9 @@ def test_every_one_is_a_row_of_its_own_kind_everywhere(trained):
     with (trained.path / "metrics-quick.csv").open(newline="") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [2, 3, 4, 8, 9, 10]
     assert [row["step"] for row in rows(trained, "validation")] == [6, 12]
-    drawn = curves_figure({"run": rows(trained)})
-    assert drawn is not None
-    assert drawn != curves_figure({"run": [{**row, NAMES[1]: 0.0} for row in rows(trained)]})
+    drawn, _ = curves({"run": {"": rows(trained)}})
+    assert "Quick validation Dice" in drawn[0]
+    assert drawn != curves({"run": {"": [{**row, NAMES[1]: 0.0} for row in rows(trained)]}})[0]
 
 
 def test_patches_are_cut_out_of_the_validation_cases_as_they_are(trained, settings):

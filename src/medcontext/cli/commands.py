@@ -171,22 +171,30 @@ def split(
     return 0
 
 
-def report(run: Path, baseline: Path | None = None, device: str = "auto", network: str | None = None) -> int:
-    """Write the report page of a run: report.html in its folder. Held-out cases not yet predicted are predicted first.
+def report(
+    run: Path,
+    others: tuple[Path, ...] = (),
+    out: Path | None = None,
+    calibration: bool = False,
+    device: str = "auto",
+    network: str | None = None,
+) -> int:
+    """Write the report page of a run, beside other runs if there are any. Held-out cases are predicted first.
 
     Args:
-        run: Run folder.
-        baseline: Another run on the same split, shown beside it.
+        run: Run folder, or the folder of a cross-validation.
+        others: More of them, such as the baseline: the page compares the first with each, case by case.
+        out: The page to write; None: report.html in the folder of the first.
+        calibration: Also predict probabilities, and show how well they are calibrated.
         device: To predict on.
         network: Your own network, package.module:factory, if the run was trained with it.
     """
     from medcontext.networks.registry import network_spec
-    from medcontext.studies.holdout import report_runs
+    from medcontext.studies.reporting import report_runs
 
     if network is not None:
         network_spec(network, allow_import=True)
-
-    page = report_runs([run, *([baseline] if baseline else [])], device=device, progress=Progress())
+    page = report_runs([run, *others], out=out, calibration=calibration, device=device, progress=Progress())
     print(f"report: {page}")
     return 0
 

@@ -1,157 +1,199 @@
-"""Training curves of several runs as one picture of small panels."""
+"""Training curves of several runs: a small panel for everything that was logged."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from medcontext.drawing import DPI, short
-from medcontext.evaluation.pictures import png
+from medcontext.evaluation.charts import Scale, across, number, path, percent, scale_of, stretched, upwards
+from medcontext.evaluation.page import mark_number, run_class
 
 History = Sequence[Mapping[str, Any]]
 
-SMOOTH_FROM = 60
-"""Curves with at least so many points are drawn faint, with their moving average over a thirtieth of them on top."""
+STRETCHES = 100
+"""A curve of more points is drawn as the mean and the range of so many equal stretches of its steps."""
 
+MARKED = 6
+"""So many points of a curve carry the mark of its run, at most."""
 
-STYLES: tuple[Any, ...] = ("solid", (0, (4, 1.5)))
-"""Line styles of the two curves that a panel can have for each run."""
+_PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Validation Dice", "whole cases that are not trained on", ("dice/student", "dice/teacher")),
+    ("Quick validation Dice", "patches of these cases", ("quick_dice/student", "quick_dice/teacher")),
+    ("Total loss", "weighted sum of the others", ("loss/total",)),
+    ("Clean loss", "the whole scan, against the truth", ("loss/clean",)),
+    ("Masked loss", "part of the scan hidden, against the truth", ("loss/masked",)),
+    ("Consistency loss", "masked student against teacher", ("loss/consistency",)),
+    ("Context score", "Dice of the masked pass where the scan was hidden", ("context_score",)),
+    ("Context gap", "clean Dice minus context score", ("context_gap",)),
+    (
+        "Gradient shares",
+        "of the norm, by loss term",
+        ("gradient_share/clean", "gradient_share/masked", "gradient_share/consistency"),
+    ),
+    ("Teacher momentum", "of its moving average", ("momentum",)),
+    ("Teacher entropy", "near 0 is certain", ("teacher_entropy",)),
+    ("Learning rate", "", ("learning_rate",)),
+)
+"""Heading, what it means, and the keys of the records, each with a line style of its own."""
+
+_FURTHER: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Dice of the training patches", "pooled over the batch", ("batch_dice/student", "batch_dice/teacher")),
+    ("Gradient norm", "before it is clipped", ("gradient_norm",)),
+    ("Steps per second", "", ("steps_per_second",)),
+    ("Waiting for data", "share of the time", ("data_wait",)),
+    ("Peak memory", "GiB", ("peak_memory_gib",)),
+)
+"""The same, of what is folded away; further keys follow by themselves."""
+
+Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class _Theme:
-    """Colours of the page behind, the text, the grid, and the runs in their order."""
+class Curve:
+    """What one run, or one fold of it, logged under a key: steps in order, and finite values."""
 
-    page: str
-    text: str
-    quiet: str
-    grid: str
-    runs: tuple[str, ...]
-
-
-_LIGHT = _Theme(
-    "#ffffff", "#1b1f24", "#5b6470", "#e3e6ea", ("#0072b2", "#d55e00", "#009e73", "#b0578d", "#946200", "#4b4fc4")
-)
-_DARK = _Theme(
-    "#181c21", "#e8eaed", "#9aa3ae", "#2e343c", ("#56b4e9", "#ff8a4c", "#2fcb9c", "#e79ac6", "#f0c84a", "#a3a6ff")
-)
-
-_PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Validation Dice", "on cases that are not trained on", ("dice/student", "dice/teacher")),
-    ("Quick validation Dice", "on patches of these cases", ("quick_dice/student", "quick_dice/teacher")),
-    ("Context score", "Dice where the scan was hidden", ("context_score",)),
-    ("Context gap", "clean Dice minus context score", ("context_gap",)),
-    ("Consistency's share", "of the gradient norm", ("gradient_share/consistency",)),
-    ("Teacher momentum", "of its moving average", ("momentum",)),
-    ("Teacher entropy", "near 0 is certain", ("teacher_entropy",)),
-)
-"""Heading, what it means, and the keys of the records, the second one dashed. The losses come after the first two."""
+    name: str
+    run: int
+    dash: int
+    points: Points
 
 
-def curves_figure(runs: Mapping[str, History], dark: bool = False) -> bytes | None:
-    """Small panels over the training step: validation Dice, each loss, and the diagnostics of the method.
-
-    A panel is drawn where any run has a finite value for it; each run has one colour in all of them.
+def curves(runs: Mapping[str, Mapping[str, History]]) -> tuple[list[str], list[str]]:
+    """Panels over the training step, of what any run has logged; each run has one colour and mark in all of them.
 
     Args:
-        runs: Run name -> its history records. A step that is recorded twice counts as it was recorded last.
-        dark: Draw for a dark page.
+        runs: Run name -> name of a fold, or nothing where there is none -> history records. A step that is recorded
+            twice counts as it was recorded last.
 
     Returns:
-        A PNG, or ``None`` where there is nothing to draw.
+        HTML of the panels to show at once, and of the others.
     """
-    records = [record for history in runs.values() for record in history]
-    losses = dict.fromkeys(key for record in records for key in record if key.startswith("loss/"))
-    by_loss = [(f"{key.removeprefix('loss/').capitalize()} loss", "", (key,)) for key in losses]
-    panels = [
-        (heading, meaning, series)
-        for heading, meaning, keys in (*_PANELS[:2], *by_loss, *_PANELS[2:])
-        if (series := {key: found for key in keys if (found := _series(runs, key))})
-    ]
-    if not panels:
-        return None
-    theme = _DARK if dark else _LIGHT
-    colours = {name: theme.runs[index % len(theme.runs)] for index, name in enumerate(runs)}
-    columns = min(2, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.45 * columns, 2.15 * rows + 0.5), dpi=DPI, facecolor=theme.page)
-    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.09))
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for place, (axes, (heading, meaning, series)) in enumerate(zip(grid, panels, strict=False)):
-        _draw_panel(axes, heading, meaning, theme)
-        axes.set_xlim(0, 1.02 * max(1, *(record["step"] for record in records)))
-        for style, by_run in zip(STYLES, series.values(), strict=False):
-            for name, (steps, values) in by_run.items():
-                _draw_curve(axes, steps, values, colours[name], style)
-        if len(series) > 1:
-            _draw_key(axes, [key.rsplit("/")[-1] for key in series], theme)
-        if place >= len(panels) - columns:
-            axes.set_xlabel("training step", color=theme.quiet, fontsize=9.5)
-    for axes in grid[len(panels) :]:
-        axes.set_axis_off()
-    _draw_legend(figure, colours, theme)
-    return png(figure)
+    records = [record for histories in runs.values() for history in histories.values() for record in history]
+    last = max((record["step"] for record in records), default=1)
+    steps = scale_of(0, max(1, last), whole=True)
+    known = {key for _, _, keys in (*_PANELS, *_FURTHER) for key in keys} | {"kind", "step", "seconds"}
+    others = dict.fromkeys(key for record in records for key in record if key not in known)
+    losses = tuple((_name(key), "", (key,)) for key in others if key.startswith("loss/"))
+    rest = tuple((_name(key), "", (key,)) for key in others if not key.startswith("loss/"))
+    return list(_panels(runs, (*_PANELS, *losses), steps)), list(_panels(runs, (*_FURTHER, *rest), steps))
 
 
-def _series(runs: Mapping[str, History], key: str) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
-    """Run name -> (steps, values) in order of step, of the finite values recorded under ``key``."""
-    found = {}
-    for name, history in runs.items():
-        points = {row["step"]: row[key] for row in history if row.get(key) is not None and math.isfinite(row[key])}
-        if points:
-            steps = sorted(points)
-            found[name] = (np.array(steps), np.array([points[step] for step in steps], dtype=np.float64))
+def _panels(
+    runs: Mapping[str, Mapping[str, History]], panels: Sequence[tuple[str, str, tuple[str, ...]]], steps: Scale
+) -> Iterable[str]:
+    for heading, meaning, keys in panels:
+        found = {key: _curves(runs, key, dash) for dash, key in enumerate(keys)}
+        found = {key: of_key for key, of_key in found.items() if of_key}
+        # What is 0 throughout, such as the number of skipped steps, says so in the table of the last values.
+        if any(curve.points[1].any() for of_key in found.values() for curve in of_key):
+            yield _panel(heading, meaning, found, steps)
+
+
+def _curves(runs: Mapping[str, Mapping[str, History]], key: str, dash: int) -> list[Curve]:
+    found = []
+    for place, (name, histories) in enumerate(runs.items()):
+        for fold, history in histories.items():
+            points = {row["step"]: float(row[key]) for row in history if _is_finite(row.get(key))}
+            if points:
+                steps = sorted(points)
+                values = np.array([points[step] for step in steps])
+                found.append(Curve(f"{name} {fold}".rstrip(), place, dash, (np.array(steps, dtype=float), values)))
     return found
 
 
-def _draw_panel(axes: Any, heading: str, meaning: str, theme: _Theme) -> None:
-    axes.set_facecolor(theme.page)
-    axes.set_title(heading, loc="left", color=theme.text, fontsize=11, fontweight="bold", pad=7, parse_math=False)
-    axes.set_title(meaning, loc="right", color=theme.quiet, fontsize=8.5, pad=7)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(theme.grid)
-    axes.tick_params(colors=theme.quiet, labelsize=9.5, length=0, pad=4)
-    axes.grid(color=theme.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.margins(y=0.08)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _draw_curve(axes: Any, steps: Any, values: npt.NDArray[Any], colour: str, style: Any) -> None:
-    """One curve; a long one faint with its moving average on top, a single point as a dot."""
+def _panel(heading: str, meaning: str, found: Mapping[str, Sequence[Curve]], steps: Scale) -> str:
+    drawn = [curve for of_key in found.values() for curve in of_key]
+    values = np.concatenate([curve.points[1] for curve in drawn])
+    scale = scale_of(float(values.min()), float(values.max()))
+    paths = "".join(_lines(curve, steps, scale) for curve in drawn)
+    marks = "".join(_marks(curve, steps, scale) for curve in drawn)
+    names = [key.rpartition("/")[2] for key in found]
+    keys = "".join(_key(name, of_key[0].dash) for name, of_key in zip(names, found.values(), strict=True))
+    told = "; ".join(
+        f"{curve.name}{f', {name}' if len(found) > 1 else ''}: {_told(curve.points)}"
+        for name, of_key in zip(names, found.values(), strict=True)
+        for curve in of_key
+    )
+    return (
+        f"<figure>\n<figcaption><b>{escape(heading)}</b> {escape(meaning)}{keys if len(found) > 1 else ''}</figcaption>"
+        f'\n<svg class="plot" role="img" aria-label="{escape(f"{heading} over the training steps. {told}.")}">'
+        f"{upwards(scale)}{across(steps)}{stretched(paths)}{marks}</svg>\n</figure>"
+    )
+
+
+def _told(points: Points) -> str:
+    steps, values = points
     if len(values) == 1:
-        axes.plot(steps, values, "o", color=colour, markersize=5)
-        return
-    if len(values) >= SMOOTH_FROM:
-        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.25)
-        window = np.ones(len(values) // 30)
-        values = np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same")
-    axes.plot(steps, values, color=colour, linewidth=1.8, linestyle=style)
+        return f"{number(values[0])} at step {number(steps[0])}"
+    return f"from {number(values[0])} at step {number(steps[0])} to {number(values[-1])} at step {number(steps[-1])}"
 
 
-def _draw_key(axes: Any, names: Sequence[str], theme: _Theme) -> None:
-    """What a solid and a dashed line are, inside the panel."""
-    lines = [Line2D([], [], color=theme.quiet, linewidth=1.8, linestyle=style) for style in STYLES]
-    axes.legend(lines, names, loc="best", fontsize=9, frameon=False, labelcolor=theme.text, handlelength=2.2)
+def _lines(curve: Curve, steps: Scale, scale: Scale) -> str:
+    """The curve, and behind one of many points the range that each stretch of it has."""
+    low, mean, high = stretches(curve.points)
+    x, y = ([steps.at(step) for step in mean[0]], [100 - scale.at(value) for value in mean[1]])
+    band = ""
+    if len(curve.points[0]) > STRETCHES:
+        edge = [*zip(x, high, strict=True), *zip(reversed(x), reversed(low), strict=True)]
+        points = [(across, 100 - scale.at(value)) for across, value in edge]
+        band = f'<path class="band {run_class(curve.run)}" d="{path(points, closed=True)}"/>'
+    dash = f" dash-{curve.dash + 1}" if curve.dash else ""
+    line = path(list(zip(x, y, strict=True)))
+    return f'{band}<path class="curve {run_class(curve.run)}{dash}" d="{line}"/>'
 
 
-def _draw_legend(figure: Any, colours: Mapping[str, str], theme: _Theme) -> None:
-    """The runs' names and colours above all panels."""
-    lines = [Line2D([], [], color=colour, linewidth=3) for colour in colours.values()]
-    legend = figure.legend(
-        lines, ["-"] * len(lines), loc="outside upper left", ncols=min(4, len(lines)), frameon=False, fontsize=11,
-        labelcolor=theme.text, handlelength=1.6, columnspacing=2,
-    )  # fmt: skip
-    for text, name in zip(legend.get_texts(), colours, strict=True):
-        text.set(text=short(name, 24), parse_math=False)
+def stretches(points: Points) -> tuple[npt.NDArray[np.float64], Points, npt.NDArray[np.float64]]:
+    """Lowest value, mean (steps and values) and highest value of equal stretches of the steps.
+
+    With :data:`STRETCHES` points or fewer, each is a stretch of its own.
+    """
+    steps, values = points
+    if len(steps) <= STRETCHES:
+        return values, points, values
+    edges = np.linspace(steps[0], steps[-1], STRETCHES + 1)[1:-1]
+    starts = np.unique(np.searchsorted(edges, steps), return_index=True)[1]
+    counts = np.diff([*starts, len(steps)])
+    mean = (np.add.reduceat(steps, starts) / counts, np.add.reduceat(values, starts) / counts)
+    return np.minimum.reduceat(values, starts), mean, np.maximum.reduceat(values, starts)
+
+
+def _marks(curve: Curve, steps: Scale, scale: Scale) -> str:
+    """The run's mark on a few points, the last one included, hollow on dashed lines; those of the next run lie beside
+    them."""
+    x, y = stretches(curve.points)[1]
+    every = max(1, -(-len(x) // MARKED))
+    last = len(x) - 1
+    places = range(last, -1, -every) if every == 1 else [last, *range(last - every - curve.run * every // 4, 0, -every)]
+    uses = "".join(
+        f'<use href="#mark-{mark_number(curve.run)}" x="{percent(steps.at(x[place]))}" '
+        f'y="{percent(100 - scale.at(y[place]))}"/>'
+        for place in places
+        if place >= 0
+    )
+    hollow = " hollow" if curve.dash else ""
+    return f'<g class="dots {run_class(curve.run)}{hollow}">{uses}</g>'
+
+
+def _key(name: str, dash: int) -> str:
+    """What a line style stands for."""
+    kind = f' class="dash-{dash + 1}"' if dash else ""
+    line = f'<line{kind} x1="0" x2="100%" y1="50%" y2="50%"/><circle cx="50%" cy="50%" r="3"/>'
+    hollow = " hollow" if dash else ""
+    return f' <span class="key{hollow}"><svg aria-hidden="true">{line}</svg>{escape(name)}</span>'
+
+
+def _name(key: str) -> str:
+    """A heading for what has none of its own."""
+    group, _, name = key.rpartition("/")
+    text = f"{name} {group}" if group == "loss" else f"{group} {name}"
+    return text.strip().replace("_", " ").capitalize()

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from medcontext.data.scan import read_labels, read_scan, spacing_of
 from medcontext.drawing import DPI, TRUTH_STYLE, contour, draw_legend, label_style, legend_size, short
-from medcontext.errors import MedContextError
+from medcontext.evaluation.turned import read_turned
 
 
 @dataclass(frozen=True)
@@ -102,25 +100,12 @@ def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str])
 
 def _row(case: OverlayCase) -> _Row:
     """Read one case, turn it to RAS, and choose the slice and the region of it to show."""
-    scan = read_scan(case.images[0])
-    paths = [case.truth, *(path for path, _ in case.predictions.values())]
-    volumes = [read_labels(path).array for path in paths]
-    for path, volume in zip(paths, volumes, strict=True):
-        if volume.shape != scan.array.shape[1:]:
-            raise MedContextError(
-                "A label map has another shape than its scan.",
-                file=path,
-                found=f"shape {volume.shape}",
-                expected=f"shape {scan.array.shape[1:]}, as {case.images[0]}",
-                remedy="check that both are of the same case",
-            )
-    turn = nib.orientations.io_orientation(scan.affine)
-    spacing = [size for _, size in sorted(zip(turn[:, 0], spacing_of(scan.affine), strict=True))]
-    image, truth, *others = (nib.orientations.apply_orientation(each, turn) for each in (scan.array[0], *volumes))
+    turned = read_turned(case.images[0], [case.truth, *(path for path, _ in case.predictions.values())])
+    spacing, (truth, *_) = turned.spacing, turned.maps
     axis = int(np.argmax(spacing)) if max(spacing) > 1.1 * spacing[2] else 2
     index = _slice_to_show(truth, axis)
     # Both axes that are left run right, front or up in RAS; flipped, they run to the picture's right and down it.
-    flat = [np.take(each, index, axis=axis)[::-1, ::-1].T for each in (image, truth, *others)]
+    flat = [np.take(each, index, axis=axis)[::-1, ::-1].T for each in (turned.image, *turned.maps)]
     across, down = (size for other, size in enumerate(spacing) if other != axis)
     region = _region(flat[1:], down, across)
     image, *maps = (each[region] for each in flat)

@@ -14,7 +14,7 @@ from medcontext.errors import MedContextError
 from medcontext.evaluation.score_tables import comparison
 from medcontext.files import read_json
 from medcontext.progress import Progress, clock
-from medcontext.studies.holdout import report_runs
+from medcontext.studies.reporting import report_runs
 from medcontext.training.config import Preset, TrainConfig
 from medcontext.training.run import RunFolder
 from medcontext.training.train import train

@@ -1,0 +1,50 @@
+"""What a run folder says of its run, in words: for tables that people read."""
+
+from __future__ import annotations
+
+from medcontext.files import read_json
+from medcontext.inference.model import load_model
+from medcontext.method.presets import MethodConfig
+from medcontext.progress import clock
+from medcontext.training.run import RunFolder, from_stored
+
+
+def facts(run: RunFolder) -> dict[str, str]:
+    """What was trained on what."""
+    settings, split, about = run.read_config(), run.read_split(), load_model(run.best).about
+    unlabelled, pretrained = len(read_json(run.about).get("unlabelled", ())), settings.get("pretrain_steps", 0)
+    seconds = next((row["seconds"] for row in reversed(run.history()) if "seconds" in row), 0.0)
+    method = from_stored(settings).method_config()
+    return {
+        "Data": read_json(run.about)["data"],
+        "Preset": settings["preset"],
+        "Masking": _masking(method) if method.active else "none",
+        "Network": f"{settings['network']}, {about['parameters']:,} parameters",
+        "Patch": f"{' x '.join(map(str, settings['patch']))} voxels, {settings['batch_size']} per step",
+        "Steps": f"{settings['max_steps']:,} in {clock(seconds)}"
+        + (f", after {pretrained:,} of pre-training" if pretrained else ""),
+        "Cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} held out"
+        + (f"; {unlabelled} without their label" if unlabelled else ""),
+        "Seed": f"{settings['seed']} (split {settings['split_seed']})",
+        "Model": f"{about['which']} at "
+        + ("the last step" if about["validation_dice"] is None else f"step {about['step']:,}, chosen by validation"),
+    }
+
+
+def _masking(method: MethodConfig) -> str:
+    share = " to ".join(f"{100 * end:g}" for end in dict.fromkeys(method.ratio_range))
+    return f"{method.mask}, {share} % hidden, {method.hide}, {method.fill} in their place"
+
+
+def environment(run: RunFolder) -> dict[str, str]:
+    """When, with what and on what it was trained."""
+    about, settings = read_json(run.about), run.read_config()
+    return {
+        "Started": about["started"],
+        "Command": about.get("command", "not recorded"),
+        "Source": about.get("source") or "installed package",
+        "Processor": f"{about['processor']}, {about['cores']} cores, {about['threads']} threads",
+        "Device": f"{settings['device']} in {settings['precision']}",
+        "Python": about["python"],
+        **about["versions"],
+    }
