@@ -504,6 +504,7 @@ def test_stopped_runs_write_their_checkpoints_and_go_on(write, room, tmp_path):
     end = int(load_tensors(run.last)["method"]["step"]) + 1
     run.config.write_text(yaml.safe_dump({**yaml.safe_load(run.config.read_text()), "max_steps": end}))
     run.plan.write_text(json.dumps({**json.loads(run.plan.read_text()), "steps": end}))
+    run.note(hashes={})
     shorter = dataclasses.replace(planned, config=dataclasses.replace(planned.config, max_steps=end))
     assert run_study(dataclasses.replace(study, runs=(shorter,)), out, cache=room / "cache") == {}
     assert f"going on from step {end - 1}" in (out / f"{planned.name}.log").read_text()

@@ -18,7 +18,7 @@ from medcontext.training import compiled as compiling
 from medcontext.training import loop
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import deterministic
-from medcontext.training.run import RunFolder, describe_environment
+from medcontext.training.run import RunFolder
 from medcontext.training.train import train
 from tests.test_train import SECONDS, same
 
@@ -102,7 +102,7 @@ def test_a_compiled_network_trains_to_the_same_within_rounding(tiny, settings, t
     assert load_tensors(run.last)["method"]["student"].keys() == load_tensors(plain.last)["method"]["student"].keys()
 
 
-def test_a_run_records_the_source_it_was_made_with_and_hashes(tiny, settings, tmp_path):
+def test_a_run_records_hashes_of_data_and_plan(tiny, settings, tmp_path):
     records = [
         json.loads(
             RunFolder(train(tiny, tmp_path / str(size), dataclasses.replace(settings, **change))).about.read_text()
@@ -113,8 +113,6 @@ def test_a_run_records_the_source_it_was_made_with_and_hashes(tiny, settings, tm
     assert hashes[0] == hashes[1]
     assert hashes[0]["data"] == hashes[2]["data"]
     assert hashes[0]["plan"] != hashes[2]["plan"]
-    source = describe_environment(tiny)["source"]
-    assert source is None or len(source.rstrip("+")) == 40
 
 
 @pytest.mark.parametrize(

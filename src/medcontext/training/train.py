@@ -100,7 +100,8 @@ def train(
     run = RunFolder(Path(out))
     if config is not None:
         network_spec(config.network, allow_import=True)
-    fabric = launch(config or (from_stored(run.read_config()) if resume and run.config.is_file() else TrainConfig()))
+    goes_on = resume and run.config.is_file() and run.about.is_file()
+    fabric = launch(config or (from_stored(run.read_config()) if goes_on else TrainConfig()))
     progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
     with warning_interrupts(), ending_together(fabric), ExitStack() as held:
         work = partial(_begin, Path(data), run, config, resume, replace, fabric, progress, held)
