@@ -162,7 +162,7 @@ def test_a_run_under_way_is_left_alone_and_ctrl_c_writes_its_checkpoint(tiny, se
     before = run.config.read_bytes()
     for way in ({"resume": True}, {"replace": True}):
         with pytest.raises(MedContextError, match="Another process is at work"):
-            train(tiny, run.path, None if "resume" in way else settings, **way)
+            train(tiny, run.path, settings, **way)
     assert run.config.read_bytes() == before
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
