@@ -11,6 +11,7 @@ from torch import nn
 
 from medcontext.errors import MedContextError
 from medcontext.inference.model import load_tensors
+from medcontext.studies.run_facts import facts
 from medcontext.training import budget, loop
 from medcontext.training.budget import STEPS_SHARE, seconds_in
 from medcontext.training.config import TrainConfig
@@ -141,11 +142,13 @@ def test_patience_ends_a_training_that_no_longer_gets_better(tiny, settings, tmp
     run = RunFolder(train(tiny, tmp_path / "run", patient))
     assert [row["step"] for row in run.history() if row["kind"] == "validation"] == [2, 4, 6, 8]
     assert load_tensors(run.best)["about"]["step"] == 4
+    assert facts(run)["Model"].endswith(" at step 4, chosen by validation")
     train(tiny, run.path, patient, resume=True)
     assert load_tensors(run.last)["method"]["step"] == 8
     scores = iter([0.5, 0.6, 0.55, 0.6])
     run = RunFolder(train(tiny, tmp_path / "last", dataclasses.replace(patient, keep="last")))
     about = load_tensors(run.best)["about"]
     assert (about["step"], about["validation_dice"]) == (8, 0.6)
+    assert facts(run)["Model"].endswith(" at the last step")
     with pytest.raises(MedContextError, match="needs validation cases"):
         train(tiny, tmp_path / "none", dataclasses.replace(patient, validation_share=0))

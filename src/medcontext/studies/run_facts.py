@@ -15,6 +15,7 @@ def facts(run: RunFolder) -> dict[str, str]:
     unlabelled, pretrained = len(read_json(run.about).get("unlabelled", ())), settings.get("pretrain_steps", 0)
     seconds = next((row["seconds"] for row in reversed(run.history()) if "seconds" in row), 0.0)
     method = from_stored(settings).method_config()
+    chosen = about["validation_dice"] is not None and settings.get("keep", "best") == "best"
     return {
         "Data": read_json(run.about)["data"],
         "Preset": settings["preset"],
@@ -27,7 +28,7 @@ def facts(run: RunFolder) -> dict[str, str]:
         + (f"; {unlabelled} without their label" if unlabelled else ""),
         "Seed": f"{settings['seed']} (split {settings['split_seed']})",
         "Model": f"{about['which']} at "
-        + ("the last step" if about["validation_dice"] is None else f"step {about['step']:,}, chosen by validation"),
+        + (f"step {about['step']:,}, chosen by validation" if chosen else "the last step"),
     }
 
 

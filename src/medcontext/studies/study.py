@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 
 from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
+from medcontext.files import LOCK
 from medcontext.progress import Progress, clock
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.run import RunFolder, from_stored, to_resume
@@ -192,7 +193,7 @@ def threads_for(jobs: int) -> int:
 def _alone(out: Path) -> Iterator[IO[str]]:
     """Hold the folder's lock. The processes of the runs inherit it, so it is held for as long as any of them lives."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
+    with (out / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
