@@ -461,6 +461,22 @@ def test_a_run_of_other_settings_is_left_alone_and_told(conducted, room, write):
     assert {path: path.stat().st_mtime_ns for path in conducted.rglob("*.pt")} == before
 
 
+def test_a_split_counts_by_its_cases_and_not_by_its_place(conducted, room, tmp_path):
+    (tmp_path / "split.json").write_bytes((room / "split.json").read_bytes())
+    file = tmp_path / "study.yaml"
+    file.write_text(dump({**TINY, **TWO_ARMS, "split": str(tmp_path / "split.json")}))
+    planned = read_study(file, room).runs[0]
+    assert state_of(planned, conducted) == "done"
+    (fold,), ran = read_split_file(room / "split.json").folds, RunFolder(conducted / planned.name).read_split()
+    for part, other in (("test", "train"), ("train", "validation")):
+        moved = getattr(ran, part)[0]
+        kept = tuple(name for name in getattr(fold, part) if name != moved)
+        changed = dataclasses.replace(fold, **{part: kept, other: (*getattr(fold, other), moved)})
+        write_split_file(tmp_path / "split.json", SplitFile("other", "a test", (changed,)))
+        with pytest.raises(MedContextError, match=f"{room}/split.json before"):
+            state_of(planned, conducted)
+
+
 CONDUCT = """
 import sys
 from pathlib import Path

@@ -18,6 +18,7 @@ from typing import Any
 from medcontext.data.augment_config import AugmentConfig
 from medcontext.data.plan import Plan
 from medcontext.data.split import Split
+from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
 from medcontext.files import LOCK, read_json, replacing_folder, write_json, write_text
 from medcontext.method.presets import MethodConfig
@@ -186,7 +187,8 @@ def from_stored(stored: Mapping[str, Any]) -> TrainConfig:
 
 
 def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path) -> TrainConfig:
-    """The settings of a run that is resumed: its own, with what may change (:data:`MAY_CHANGE`) as asked for now.
+    """The settings of a run that is resumed: its own, with what may change (:data:`MAY_CHANGE`) as asked for now, and
+    with the split file where it lies now: it counts by its cases and not by its place.
 
     Raises:
         MedContextError: Something else is asked for than the run began with; every such setting is named.
@@ -194,6 +196,8 @@ def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path) -> TrainCon
     wanted = dataclasses.replace(asked, method=asked.method_config())
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     given = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}
+    if wanted.split not in (None, stored.split) and _has_cases_of(folder, wanted):
+        stored = dataclasses.replace(stored, split=wanted.split)
     now = {name: given.pop(name) for name in MAY_CHANGE if name in given}
     changed = [
         f"{name}: {getattr(stored, name)} before, {value} now"
@@ -209,6 +213,23 @@ def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path) -> TrainCon
         )
     kept = {name: value for name, value in now.items() if value != "auto"}
     return dataclasses.replace(stored, **kept)
+
+
+def _has_cases_of(folder: Path, asked: TrainConfig) -> bool:
+    """Whether a run is made of the cases that a split file says, which may be in another place than it was."""
+    run = RunFolder(folder)
+    assert asked.split is not None
+    if not run.split.is_file() or not asked.split.is_file():
+        return False
+    folds, ran = read_split_file(asked.split).folds, run.read_split()
+    if asked.fold >= len(folds):
+        return False
+    said = folds[asked.fold]
+    return (
+        set(ran.test) == set(said.test)
+        and set(ran.train) <= set(said.train)
+        and set(ran.validation) <= set(said.validation or said.train)
+    )
 
 
 def describe_environment(data: Path) -> dict[str, Any]:
