@@ -130,3 +130,12 @@ def test_a_wrong_setting_is_answered_with_the_nearest(tmp_path, capsys):
             main(["train", str(tmp_path), "--out", str(tmp_path / "run"), *wrong])
         assert end.value.code == 2
         assert "the nearest is 'learning_rate'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "a: [", "seed: 0", "method: 3", "method: {mask: tube, no_such: 1}"])
+def test_settings_that_were_damaged_are_named(text, tmp_path):
+    run = RunFolder(tmp_path)
+    run.config.write_text(text)
+    with pytest.raises(MedContextError, match="settings of this training can't be read") as error:
+        run.read_settings()
+    assert error.value.file == str(run.config)

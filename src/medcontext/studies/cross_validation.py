@@ -21,7 +21,7 @@ from medcontext.studies.fold_summary import summarise
 from medcontext.studies.holdout import score_held_out
 from medcontext.training.config import TrainConfig
 from medcontext.training.distribution import PREPARING, ending_together, first_does, launch
-from medcontext.training.run import MAY_CHANGE, RunFolder, from_stored, to_resume
+from medcontext.training.run import MAY_CHANGE, RunFolder, to_resume
 from medcontext.training.setup import checked, require_clean
 from medcontext.training.train import train
 
@@ -182,7 +182,7 @@ def _left_to_do(folder: CrossValidationFolder, fold: int, split: Split, config: 
     run = folder.run(fold)
     if not run.open(resume=True, replace=False):
         return dataclasses.replace(config, split=folder.folds, fold=fold)
-    stored = from_stored(run.read_config())
+    stored = run.read_settings()
     # The same file may have another path where the fold was trained.
     own = dataclasses.replace(config, split=stored.split, fold=fold)
     to_resume(own, stored, run.path)

@@ -9,7 +9,7 @@ from medcontext.data.split_file import SplitFile, write_split_file
 from medcontext.errors import MedContextError
 from medcontext.files import LOCK, write_text
 from medcontext.training.config import TrainConfig
-from medcontext.training.run import RunFolder, from_stored, plain
+from medcontext.training.run import RunFolder, plain
 
 
 class CrossValidationFolder:
@@ -86,18 +86,7 @@ class CrossValidationFolder:
         Raises:
             MedContextError: The file has been changed into something else.
         """
-        if not self.config.is_file():
-            return None
-        try:
-            return from_stored(RunFolder(self.path).read_config())
-        except (KeyError, TypeError, AttributeError) as error:
-            raise MedContextError(
-                "These are not the settings of a cross-validation.",
-                file=self.config,
-                found=str(error),
-                expected="what was written there when it began",
-                remedy="put it back, or move it away and give the settings again",
-            ) from None
+        return RunFolder(self.path).read_settings() if self.config.is_file() else None
 
     def _runs(self) -> list[RunFolder]:
         return [RunFolder(path) for path in sorted(self.path.glob("fold-[0-9]*"))]

@@ -15,7 +15,7 @@ from medcontext.progress import Progress
 from medcontext.studies.study import State, state_of
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.config import TrainConfig
-from medcontext.training.run import RunFolder, from_stored
+from medcontext.training.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _stages(config: TrainConfig, folder: Path) -> list[_Stage]:
 def _measured(folders: Iterable[Path]) -> Iterable[tuple[str, float | None]]:
     for folder in folders:
         if RunFolder(folder).config.is_file():
-            for stage in _stages(from_stored(RunFolder(folder).read_config()), folder):
+            for stage in _stages(RunFolder(folder).read_settings(), folder):
                 rows = [row for row in stage.run.history() if row["kind"] == "train"]
                 if rows:
                     yield stage.shape, rows[-1]["seconds"] / rows[-1]["step"]

@@ -23,7 +23,7 @@ from medcontext.method.masking import draw_mask, mask_grid, mask_to_voxels, volu
 from medcontext.method.objective import MedContext
 from medcontext.method.presets import MethodConfig
 from medcontext.networks.registry import network_spec
-from medcontext.training.run import RunFolder, from_stored
+from medcontext.training.run import RunFolder
 from medcontext.training.setup import build
 from medcontext.training.validate import membership
 
@@ -45,7 +45,7 @@ def masked_pass(run: RunFolder, name: str, case: Case) -> MaskedPass | str | Non
     Raises:
         MedContextError: The case can't be read.
     """
-    config, plan = from_stored(run.read_config()), run.read_plan()
+    config, plan = run.read_settings(), run.read_plan()
     if not config.method_config().active:
         return None
     if not run.last.is_file():

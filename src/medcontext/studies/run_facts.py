@@ -6,7 +6,7 @@ from medcontext.files import read_json
 from medcontext.inference.model import load_model
 from medcontext.method.presets import MethodConfig
 from medcontext.progress import clock
-from medcontext.training.run import RunFolder, from_stored
+from medcontext.training.run import RunFolder
 
 
 def facts(run: RunFolder) -> dict[str, str]:
@@ -14,7 +14,7 @@ def facts(run: RunFolder) -> dict[str, str]:
     settings, split, about = run.read_config(), run.read_split(), load_model(run.best).about
     unlabelled, pretrained = len(read_json(run.about).get("unlabelled", ())), settings.get("pretrain_steps", 0)
     seconds = next((row["seconds"] for row in reversed(run.history()) if "seconds" in row), 0.0)
-    method = from_stored(settings).method_config()
+    method = run.read_settings().method_config()
     chosen = about["validation_dice"] is not None and settings.get("keep", "best") == "best"
     return {
         "Data": read_json(run.about)["data"],

@@ -20,7 +20,7 @@ from medcontext.errors import MedContextError
 from medcontext.files import LOCK
 from medcontext.progress import Progress, clock
 from medcontext.studies.study_file import PlannedRun, Study
-from medcontext.training.run import RunFolder, from_stored, to_resume
+from medcontext.training.run import RunFolder, to_resume
 
 State = Literal["done", "trained", "begun", "new"]
 
@@ -37,7 +37,7 @@ def state_of(planned: PlannedRun, out: Path) -> State:
     run = RunFolder(out / planned.name)
     if not run.open(resume=True, replace=False):
         return "new"
-    stored = from_stored(run.read_config())
+    stored = run.read_settings()
     to_resume(planned.config, stored, run.path)
     assert planned.config.split is not None
     fold = read_split_file(planned.config.split).folds[planned.config.fold]

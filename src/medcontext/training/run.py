@@ -127,6 +127,25 @@ class RunFolder:
         values: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
         return values
 
+    def read_settings(self) -> TrainConfig:
+        """The settings.
+
+        Raises:
+            MedContextError: They are not those of a training of this version.
+        """
+        import yaml
+
+        try:
+            return from_stored(self.read_config())
+        except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise MedContextError(
+                "The settings of this training can't be read.",
+                file=self.config,
+                found=f"{type(error).__name__}: {error}",
+                expected="what this version of medcontext writes there",
+                remedy="put the file back as it was, or train anew",
+            ) from None
+
     def read_plan(self) -> Plan:
         """The plan."""
         return Plan.from_dict(read_json(self.plan))

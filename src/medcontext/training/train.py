@@ -49,7 +49,7 @@ from medcontext.training.logs import RunLogs
 from medcontext.training.loop import fit
 from medcontext.training.prepared import prepared_scans, require_same_plan, require_same_scans
 from medcontext.training.pretraining import pretraining_config, pretraining_outputs
-from medcontext.training.run import RunFolder, describe_environment, from_stored, plain, to_resume
+from medcontext.training.run import RunFolder, describe_environment, plain, to_resume
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.setup import build, checked, plan_for, require_clean, tried
 from medcontext.training.signals import warning_interrupts
@@ -101,7 +101,7 @@ def train(
     if config is not None:
         network_spec(config.network, allow_import=True)
     goes_on = resume and run.config.is_file() and run.about.is_file()
-    fabric = launch(config or (from_stored(run.read_config()) if goes_on else TrainConfig()))
+    fabric = launch(config or (run.read_settings() if goes_on else TrainConfig()))
     progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
     with warning_interrupts(), ending_together(fabric), ExitStack() as held:
         work = partial(_begin, Path(data), run, config, resume, replace, fabric, progress, held)
@@ -137,7 +137,7 @@ def _begin(
     dataset = open_dataset(data)
     facts, checkpoint = None, None
     if resumes:
-        stored = from_stored(run.read_config())
+        stored = run.read_settings()
         require_same_plan(run)
         config, plan, split = to_resume(config or stored, stored, run.path), run.read_plan(), run.read_split()
         _require_equal_shares(config, plan, fabric)
