@@ -261,6 +261,20 @@ def test_a_damaged_file_is_named(folders):
     assert caught.value.file == str(path)
 
 
+def test_every_case_that_can_not_be_scored_is_told_at_once(folders):
+    predicted, truth = folders
+    write(predicted / "c.nii.gz", volume())
+    damaged = predicted / "a.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    done = []
+    with pytest.raises(MedContextError, match="2 of 3 cases can't be scored") as caught:
+        evaluate(predicted, truth, declared=Labels({1: "duct"}), progress=lambda *at: done.append(at), workers=2)
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    for told in (str(damaged), "truncated", str(predicted / "b.nii.gz"), "label 3"):
+        assert told in caught.value.found
+    assert "c.nii.gz" not in caught.value.found
+
+
 def test_the_policy_is_applied_to_every_row_and_said(folders):
     result = evaluate(*folders, scoring=Scoring(policy="official"))
     rows = {(row["case"], row["label"]): row for row in result["cases"]}

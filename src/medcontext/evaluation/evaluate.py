@@ -68,8 +68,9 @@ def evaluate(
         - ``settings``: of the scoring; ``definition``: what the numbers mean.
 
     Raises:
-        MedContextError: A path is absent, a file is damaged, a folder has no label maps, no case is in both, a grid
-            differs from its truth's, or a label map has a number, or the scoring a label, that is not declared.
+        MedContextError: A path is absent, a folder has no label maps, no case is in both, or the scoring names a label
+            that is not declared; or, told for all such cases at once, a file is damaged, a grid differs from its
+            truth's, or a label map has a number that is not declared.
     """
     require(workers >= 1, "workers", workers, "1 or more")
     scoring = scoring or Scoring()
@@ -77,15 +78,23 @@ def evaluate(
     maps = None if probabilities is None else calibration.probability_files(probabilities, pairs.files)
     scorer = _Scorer(scoring, declared, resample)
 
-    def score(case: str) -> _Scored:
-        return scorer.score(*pairs.files[case], None if maps is None else maps[case])
+    def score(case: str) -> _Scored | MedContextError:
+        try:
+            return scorer.score(*pairs.files[case], None if maps is None else maps[case])
+        except MedContextError as error:
+            return error
 
     scored: dict[str, _Scored] = {}
+    bad: dict[str, MedContextError] = {}
     with ThreadPoolExecutor(workers) as pool:
         for case, found in zip(pairs.files, pool.map(score, pairs.files), strict=True):
-            scored[case] = found
+            if isinstance(found, MedContextError):
+                bad[case] = found
+            else:
+                scored[case] = found
             if progress is not None:
-                progress(len(scored), len(pairs.files))
+                progress(len(scored) + len(bad), len(pairs.files))
+    _require_none(bad, len(pairs.files))
     numbers = scorer.labels({label for each in scored.values() for label in each.rows})
     rows = [
         {"case": case, "label": label, **each.rows.get(label, scorer.absent(label))}
@@ -217,6 +226,18 @@ class _Scorer:
                 expected=f"one of {', '.join(map(str, sorted(self._declared.declared)))}",
                 remedy="score with the labels of the data set that the network was trained on, or predict again",
             )
+
+
+def _require_none(bad: Mapping[str, MedContextError], cases: int) -> None:
+    """Scores of some cases would pass for those of all: a bad case stops it, and every one is told at once."""
+    if len(bad) == 1:
+        raise next(iter(bad.values()))
+    if bad:
+        raise MedContextError(
+            f"{len(bad)} of {cases} cases can't be scored.",
+            found="".join(f"\n- {case}: {error}" for case, error in bad.items()).replace("\n", "\n    "),
+            remedy="mend these files, or take them out of both folders, and score again",
+        )
 
 
 def label_boxes(array: npt.NDArray[np.int32]) -> dict[int, Box]:
