@@ -12,8 +12,9 @@ from typing import Any
 from medcontext.data import case_list
 from medcontext.data.case import Case, UnlabelledCase
 from medcontext.data.description import read_description
+from medcontext.data.formats import ENDINGS
 from medcontext.data.labels import Labels
-from medcontext.data.scan import ENDINGS, scan_files
+from medcontext.data.scan import scan_files
 from medcontext.data.split import patients_of
 from medcontext.errors import MedContextError
 

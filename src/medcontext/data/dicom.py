@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medcontext.data import decompress
-from medcontext.data.formats import LPS, Volume
+from medcontext.data.formats import ENDINGS, LPS, Volume
 from medcontext.errors import MedContextError
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 UNEVEN = 0.25
 """Slices may lie this share of their spacing off an even stack, which rounded positions explain; more is an error."""
-
-NOT_DICOM = (".nii", ".gz", ".nrrd", ".nhdr", ".mha", ".mhd")
-"""Names of scans of other formats, which need not be opened to be told from slices."""
 
 OF_PIXELS = (
     "SamplesPerPixel",
@@ -101,7 +98,7 @@ def slice_files(folder: Path) -> Iterator[Path]:
             if file.suffix.lower() == ".dcm":
                 yield file
                 continue
-            if file.suffix.lower() in NOT_DICOM:
+            if file.name.lower().endswith(ENDINGS):  # scans of other formats need not be opened to be told from slices
                 continue
             with file.open("rb") as opened:
                 if opened.read(132)[128:] == b"DICM":

@@ -271,3 +271,17 @@ def _unsupported(path: Path, found: str, expected: str) -> MedContextError:
         expected=expected,
         remedy="convert it, for example to .nii.gz with 3D Slicer or ITK-SNAP",
     )
+
+
+READERS = {
+    ".nii.gz": read_nifti,
+    ".nii": read_nifti,
+    ".seg.nrrd": read_nrrd,
+    ".nrrd": read_nrrd,
+    ".nhdr": read_nrrd,
+    ".mha": read_metaimage,
+    ".mhd": read_metaimage,
+}
+
+ENDINGS = tuple(READERS)
+"""File endings of scans that can be read; beside them, a folder of DICOM slices is a scan."""

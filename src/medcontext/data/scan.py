@@ -11,24 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from medcontext.data.dicom import read_series, slice_files
-from medcontext.data.formats import Volume, read_metaimage, read_nifti, read_nrrd
+from medcontext.data.formats import ENDINGS, READERS, Volume
 from medcontext.data.labels import Labels
 from medcontext.data.writing import write_metaimage, write_nifti, write_nrrd
 from medcontext.errors import MedContextError
 from medcontext.files import replacing
-
-READERS = {
-    ".nii.gz": read_nifti,
-    ".nii": read_nifti,
-    ".seg.nrrd": read_nrrd,
-    ".nrrd": read_nrrd,
-    ".nhdr": read_nrrd,
-    ".mha": read_metaimage,
-    ".mhd": read_metaimage,
-}
-
-ENDINGS = tuple(READERS)
-"""File endings that can be read; beside them, a folder of DICOM slices is a scan."""
 
 WRITTEN = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".mha")
 """File endings of label maps that can be written; with the first kind of NRRD, 3D Slicer shows names and colours."""

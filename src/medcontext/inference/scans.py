@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from medcontext.data import case_list
 from medcontext.data.dataset import LAYOUTS, by_channel
-from medcontext.data.scan import ENDINGS, case_name, is_series, scan_files
+from medcontext.data.formats import ENDINGS
+from medcontext.data.scan import case_name, is_series, scan_files
 from medcontext.errors import MedContextError
 
 Scans = Mapping[str, tuple[Path, ...]]
