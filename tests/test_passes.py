@@ -268,6 +268,14 @@ def test_two_processes_synchronise_once_and_give_the_gradient_of_one(tmp_path, p
         assert torch.allclose(gradient, gradients(single.student), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("masked_weight", "names"), [(0.0, set()), (1.0, {"mask_token", "hidden_value"})])
+def test_nothing_is_learned_for_a_masked_pass_that_no_term_needs(masked_weight, names):
+    # A parameter without a gradient stops DDP at the second step.
+    config = replace(PRESETS["paper"], hide="both", masked_weight=masked_weight, consistency_weight=0.0)
+    method = MedContext(network(), config, total_steps=2, patch_embedding="body.0")
+    assert {name for name, _ in method.student.named_parameters() if not name.startswith("network.")} == names
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_every_preset_runs_and_resumes(name):
     first = MedContext(network(), replace(PRESETS[name], mask_patch=(4, 4, 4)), total_steps=4, steps_per_epoch=2)

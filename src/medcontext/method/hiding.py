@@ -51,8 +51,8 @@ class Student(nn.Module):
         if path is not None and config.token_position == "after":
             path = positioned_embedding or path
         self._embedding_path = path
-        self._fills = config.active and (path is None or config.hide == "both")
-        if config.active and path is not None:
+        self._fills = config.masks and (path is None or config.hide == "both")
+        if config.masks and path is not None:
             self.mask_token = nn.Parameter(torch.zeros(embedding_width(network.get_submodule(path))))
         if self._fills and config.fill == "learnable":
             self.hidden_value = nn.Parameter(torch.zeros(channels))

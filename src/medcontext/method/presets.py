@@ -127,8 +127,12 @@ class MethodConfig:
         require(0 <= self.momentum <= 1, "momentum", self.momentum, "a number from 0 to 1")
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        learns = self.clean_weight > 0 or (self.active and max(self.masked_weight, self.consistency_weight) > 0)
-        require(learns, "clean_weight", self.clean_weight, "a number above 0 where no other term has a weight")
+        require(
+            self.clean_weight > 0 or self.masks,
+            "clean_weight",
+            self.clean_weight,
+            "a number above 0 where no other term has a weight",
+        )
         require(min(self.mask_patch) >= 1, "mask_patch", self.mask_patch, "three sizes in voxels, each 1 or more")
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
         require(0 <= self.ramp_up <= 1, "ramp_up", self.ramp_up, "a share from 0 to 1")
@@ -142,8 +146,13 @@ class MethodConfig:
 
     @property
     def active(self) -> bool:
-        """Whether there is a masked pass at all; without one this is supervised training."""
+        """Whether there is a teacher at all; without one this is supervised training."""
         return self.mask != "none" and self.ratio_range[1] > 0
+
+    @property
+    def masks(self) -> bool:
+        """Whether there is a masked pass: one that a term needs."""
+        return self.active and max(self.masked_weight, self.consistency_weight) > 0
 
 
 PRESETS: dict[str, MethodConfig] = {
