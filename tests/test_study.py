@@ -294,7 +294,7 @@ def test_the_summary_has_a_row_per_comparison_and_above_0_is_better(conducted):
     found = json.loads((conducted / "tiny.json").read_text())["runs"]
     for row in rows:
         assert (row["dataset"], row["network"], row["preset"]) == ("data", "unet", "medcontext")
-        assert (row["training_cases"], row["seeds"]) == (2, 2)
+        assert (row["training_cases"], row["seeds"], row["study"]) == (2, 2, "tiny")
         mine = [run["dice"] for run in found if run["levels"]["arm"] == "medcontext"]
         assert row["dice_medcontext"] == pytest.approx(sum(mine) / 2)
         assert row["dice_gain"] == pytest.approx(row["dice_medcontext"] - row["dice_baseline"])

@@ -96,7 +96,7 @@ def summary(results: Path) -> list[dict[str, Any]]:
     """
     files = [file for file in sorted(results.glob("*.json")) if file.name != SUMMARY]
     rows = [
-        _summary_row(found["dataset"], each)
+        _summary_row(found, each)
         for found in map(read_json, files)
         if isinstance(found, dict) and "study" in found
         for each in found["comparisons"]
@@ -105,17 +105,18 @@ def summary(results: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row is not None]
 
 
-def _summary_row(dataset: str, comparison: Mapping[str, Any]) -> dict[str, Any] | None:
+def _summary_row(found: Mapping[str, Any], comparison: Mapping[str, Any]) -> dict[str, Any] | None:
     dice, hd95 = (comparison["result"][metric]["overall"] for metric in ("dice", "hd95_mm"))
     if dice is None:
         return None
     row = {
-        "dataset": dataset,
+        "dataset": found["dataset"],
         "network": comparison["network"],
         "preset": comparison["preset"],
         "training_cases": comparison["training_cases"],
         "comparison": comparison["name"],
         "seeds": len(comparison["seeds"]),
+        "study": found["study"],
     }
     for metric, entry, sign in (("dice", dice, 1), ("hd95_mm", hd95, -1)):
         gain, interval = (None, None) if entry is None else (sign * entry["difference"], entry["interval"])
