@@ -12,8 +12,8 @@ from torch import nn
 
 from medcontext.errors import MedContextError
 from medcontext.method.diagnostics import hard_dice
-from medcontext.method.objective import MedContext, preset
-from medcontext.method.presets import PRESETS
+from medcontext.method.objective import MedContext
+from medcontext.method.presets import PRESETS, preset
 from medcontext.method.schedules import teacher_momentum
 
 SIZE = (8, 8, 8)

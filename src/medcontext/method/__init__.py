@@ -7,6 +7,7 @@
 ``teacher``      the moving average of the student
 ``consistency``  how student and teacher are compared
 ``schedules``    momentum and weight as pure functions of the step
+``batches``      samples with and without a label, outputs of one head or several
 ``objective``    the three passes and their loss
 ``pretraining``  masked-image pre-training, for comparison
 ``diagnostics``  what shows whether it works: context score, gradient shares, collapse

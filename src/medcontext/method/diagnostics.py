@@ -101,6 +101,36 @@ def teacher_state(logits: Tensor, target: Tensor | None, regions: bool = False) 
     return {"teacher_entropy": entropy, "collapsed": collapsed, **each}
 
 
+def observed(
+    clean: Tensor | None,
+    masked: Tensor | None,
+    teacher: Tensor | None,
+    truth: Tensor | None,
+    hidden: Tensor | None,
+    membership: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """All of the above, of the passes that there were.
+
+    Args:
+        clean: Logits ``(B, K, D, H, W)`` of the clean pass.
+        masked: Of the masked pass.
+        teacher: Of the teacher.
+        truth: ``(B, D, H, W)`` class indices; None where no sample has a label.
+        hidden: ``(B, D, H, W)`` boolean, what the masked pass did not see.
+        membership: As :func:`hard_dice` takes it.
+    """
+    seen: dict[str, Tensor] = {}
+    if clean is not None and truth is not None:
+        seen["batch_dice/student"] = hard_dice(clean, truth, membership=membership).nanmean()
+    if teacher is not None:
+        seen |= teacher_state(teacher, truth, membership is not None)
+        if truth is not None:
+            seen["batch_dice/teacher"] = hard_dice(teacher, truth, membership=membership).nanmean()
+    if masked is not None and truth is not None and hidden is not None:
+        seen |= context(clean, masked, truth, hidden, membership)
+    return seen
+
+
 def gradient_norms(terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
     """Norm over all parameters of each (weighted) loss term's own gradient.
 

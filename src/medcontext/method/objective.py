@@ -14,15 +14,15 @@ from medcontext.errors import MedContextError, require
 from medcontext.losses.dice_ce import by_halves, dice_ce, dice_ce_squared, nearest, over_heads
 from medcontext.losses.regions import dice_bce
 from medcontext.method import diagnostics
+from medcontext.method.batches import Outputs, finest_of, heads_of, labelled_places, require_fitting, rows_of
 from medcontext.method.consistency import consistency
 from medcontext.method.hiding import Student
 from medcontext.method.masking import draw_mask, mask_grid, mask_to_voxels, volume_size
-from medcontext.method.presets import PRESETS, MethodConfig, SupervisedLoss
+from medcontext.method.presets import MethodConfig, SupervisedLoss, preset
 from medcontext.method.schedules import consistency_weight, teacher_momentum
 from medcontext.method.teacher import Teacher
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-Outputs = Tensor | Sequence[Tensor]
 
 LOSSES: dict[SupervisedLoss, Callable[..., Tensor]] = {"dice_ce": dice_ce, "dice_ce_squared": dice_ce_squared}
 
@@ -139,9 +139,9 @@ class MedContext:
             (only terms that there are: supervised training has no ``consistency``, a batch without labels has nothing
             else), and the diagnostics when asked for.
         """
-        _require_fitting(image, label)
-        known = _known(image, label, labelled)
-        truth = _of(label, known) if label is not None and known else None
+        require_fitting(image, label)
+        known = labelled_places(image, label, labelled)
+        truth = rows_of(label, known) if label is not None and known else None
         ramped = consistency_weight(self.config, self.step, self._total_steps)
         weights = {"clean": self.config.clean_weight, "masked": self.config.masked_weight, "consistency": ramped}
         losses: dict[str, Tensor] = {}
@@ -170,7 +170,7 @@ class MedContext:
         else:
             if seen is not None:
                 with self._without_synchronisation(backward if hides else None):
-                    clean = self.student(_of(image, known))
+                    clean = self.student(rows_of(image, known))
                     learn_from({"clean": over_heads(self._loss, clean, seen)})
             if mask is not None:
                 masked = self.student(image, mask, noise)
@@ -199,12 +199,12 @@ class MedContext:
         """Terms of the masked pass: the whole of the label, the hidden part included, and the teacher's opinion."""
         terms = {}
         if truth is not None and self.config.masked_weight > 0:
-            outputs = [_of(head, known) for head in _heads(masked)]
+            outputs = [rows_of(head, known) for head in heads_of(masked)]
             terms["masked"] = over_heads(self._loss, outputs[0] if isinstance(masked, Tensor) else outputs, truth)
         if target is None:
             return terms
-        hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(_finest(masked)))
-        heads = list(zip(_heads(masked), _heads(target), strict=True))
+        hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(finest_of(masked)))
+        heads = list(zip(heads_of(masked), heads_of(target), strict=True))
         compared = [
             consistency(self.config, student, teacher, nearest(hidden, student.shape[2:]), self._membership is not None)
             for student, teacher in (heads if self.config.deep_consistency else heads[:1])
@@ -216,10 +216,10 @@ class MedContext:
         self, image: Tensor, mask: Tensor, noise: Tensor | None, known: list[int]
     ) -> tuple[Outputs, Outputs]:
         """Clean and masked pass as one batch: the same but for normalisation over the batch."""
-        nothing = torch.zeros_like(_of(mask, known))
-        both = None if noise is None else torch.cat([_of(noise, known), noise])
-        outputs = self.student(torch.cat([_of(image, known), image]), torch.cat([nothing, mask]), both)
-        parts = [torch.split(head, [len(known), len(image)]) for head in _heads(outputs)]
+        nothing = torch.zeros_like(rows_of(mask, known))
+        both = None if noise is None else torch.cat([rows_of(noise, known), noise])
+        outputs = self.student(torch.cat([rows_of(image, known), image]), torch.cat([nothing, mask]), both)
+        parts = [torch.split(head, [len(known), len(image)]) for head in heads_of(outputs)]
         if isinstance(outputs, Tensor):
             clean, masked = parts[0]
             return clean, masked
@@ -294,59 +294,11 @@ class MedContext:
     ) -> dict[str, Tensor]:
         """Diagnostics of the passes that there were, on the samples that have a label; of the teacher alone where none
         has."""
-        membership = self._membership
-        seen = {"momentum": torch.tensor(self.momentum)}
-        if clean is not None and truth is not None:
-            seen["batch_dice/student"] = diagnostics.hard_dice(_finest(clean), truth, membership=membership).nanmean()
-        if target is not None:
-            teacher = _finest(target) if truth is None else _finest(target)[known]
-            seen |= diagnostics.teacher_state(teacher, truth, membership is not None)
-            if truth is not None:
-                seen["batch_dice/teacher"] = diagnostics.hard_dice(teacher, truth, membership=membership).nanmean()
-        if masked is not None and mask is not None and truth is not None:
-            blind = _finest(masked)[known]
-            hidden = mask_to_voxels(mask[known], self.config.mask_patch, volume_size(blind))[:, 0]
-            sighted = None if clean is None else _finest(clean)
-            seen |= diagnostics.context(sighted, blind, truth, hidden, membership)
-        return seen
-
-
-def _require_fitting(image: Tensor, label: Tensor | None) -> None:
-    fits = label is None or (label.shape == (len(image), *image.shape[2:]) and label.dtype == torch.int64)
-    if image.ndim != 5 or not fits:
-        raise MedContextError(
-            "Image and label are not of the form that the method takes.",
-            found=f"image {tuple(image.shape)}, label {label if label is None else (tuple(label.shape), label.dtype)}",
-            expected="image (B, C, D, H, W), label (B, D, H, W) of class indices in int64",
-        )
-
-
-def _known(image: Tensor, label: Tensor | None, labelled: Sequence[bool] | None) -> list[int]:
-    """Places in the batch of the samples that have a label."""
-    if label is None:
-        return []
-    return [place for place in range(len(image)) if labelled is None or labelled[place]]
-
-
-def _of(values: Tensor, known: list[int]) -> Tensor:
-    """The rows of these samples; of all samples without a copy."""
-    return values if len(known) == len(values) else values[known]
-
-
-def _heads(outputs: Outputs) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
-def _finest(outputs: Outputs) -> Tensor:
-    return outputs if isinstance(outputs, Tensor) else outputs[0]
-
-
-def preset(name: str) -> MethodConfig:
-    """The preset of that name.
-
-    Raises:
-        MedContextError: There is none.
-    """
-    if name not in PRESETS:
-        raise MedContextError("There is no such preset.", found=name, expected=" or ".join(PRESETS))
-    return PRESETS[name]
+        sighted, blind, teacher = (None if each is None else finest_of(each) for each in (clean, masked, target))
+        if truth is not None:
+            blind, teacher = (None if each is None else rows_of(each, known) for each in (blind, teacher))
+        hidden = None
+        if blind is not None and mask is not None and truth is not None:
+            hidden = mask_to_voxels(rows_of(mask, known), self.config.mask_patch, volume_size(blind))[:, 0]
+        seen = diagnostics.observed(sighted, blind, teacher, truth, hidden, self._membership)
+        return {"momentum": torch.tensor(self.momentum), **seen}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from medcontext.errors import require
+from medcontext.errors import MedContextError, require
 
 MaskKind = Literal["tube", "random", "block", "none"]
 Scope = Literal["sample", "batch"]
@@ -192,3 +192,14 @@ PRESETS: dict[str, MethodConfig] = {
 }
 """``medcontext``: the default, what measured best. ``paper``: what the paper says, done right. ``official``: what the
 released UNETR code computes, for reproduction and comparison only. ``supervised``: the baseline."""
+
+
+def preset(name: str) -> MethodConfig:
+    """The preset of that name.
+
+    Raises:
+        MedContextError: There is none.
+    """
+    if name not in PRESETS:
+        raise MedContextError("There is no such preset.", found=name, expected=" or ".join(PRESETS))
+    return PRESETS[name]
