@@ -123,6 +123,12 @@ def test_the_verdict_is_in_plain_words(scores, change, words):
     assert "over 20 cases" in verdict(result, "before", "after")
 
 
+@pytest.mark.parametrize(("seeds", "change", "told"), [(1, 0.02, True), (2, 0.02, False), (1, 0.0, False)])
+def test_a_single_seed_is_said_to_speak_of_new_cases_alone(scores, seeds, change, told):
+    result = compare_evaluations([evaluation(scores)] * seeds, [evaluation(scores + change)] * seeds)
+    assert ("not of new trainings" in verdict(result, "before", "after")) == told
+
+
 def test_cases_are_ranked_by_how_much_they_gain():
     first = evaluation([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
     second = evaluation([[0.4, 0.5], [0.9, 0.8], [0.5, 0.5]])

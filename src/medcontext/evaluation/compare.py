@@ -142,7 +142,7 @@ def comparison_table(result: Mapping[str, Any], first: str, second: str) -> Tabl
 
 
 def verdict(result: Mapping[str, Any], first: str, second: str) -> str:
-    """The overall Dice in one plain sentence."""
+    """The overall Dice in plain words."""
     found = result["dice"][OVERALL]
     if found is None:
         return f"{first} and {second} have no scored case in common."
@@ -152,7 +152,8 @@ def verdict(result: Mapping[str, Any], first: str, second: str) -> str:
     low, high = found["interval"]
     size = f"{found['difference']:+.4f} Dice (95 % interval {low:+.4f} to {high:+.4f}) over {over}"
     if found["distinguishable"]:
-        return f"{second} is {'better' if found['difference'] > 0 else 'worse'} than {first}: {size}."
+        only = " This speaks of new cases, not of new trainings." if found["seeds"] == 1 else ""
+        return f"{second} is {'better' if found['difference'] > 0 else 'worse'} than {first}: {size}.{only}"
     return f"The difference is not distinguishable from noise: {second} against {first}, {size}."
 
 
