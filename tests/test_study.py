@@ -24,12 +24,14 @@ from medcontext.errors import MedContextError
 from medcontext.evaluation import pictures
 from medcontext.inference.model import load_tensors
 from medcontext.method.presets import PRESETS
+from medcontext.progress import Progress
 from medcontext.studies.conduct import conduct, rehearse
 from medcontext.studies.convergence import convergence, in_words
 from medcontext.studies.extremes import _chosen as chosen
 from medcontext.studies.extremes import extremes_figure, picture_of_runs
 from medcontext.studies.figures import convergence_figure
 from medcontext.studies.forecast import forecast
+from medcontext.studies.outcome import recorded
 from medcontext.studies.results import gather, summary
 from medcontext.studies.study import run_study, state_of
 from medcontext.studies.study_file import read_study
@@ -264,8 +266,9 @@ def test_results_are_gathered(conducted):
     assert (about["validation_dice"], about["step"], about["which"]) == (
         pytest.approx(run["validation_dice"]), run["best_step"], run["best_is"],
     )  # fmt: skip
-    assert found["settings"]["patch"] == [16, 16, 16]
-    assert not {"preset", "method", "seed"} & found["settings"].keys()
+    assert (found["settings"]["patch"], found["settings"]["method.mask_per"]) == ([16, 16, 16], "sample")
+    assert not {"preset", "method.ratio", "seed"} & found["settings"].keys()
+    assert [each["settings"]["seed"] for each in found["runs"]] == [0, 0, 1, 1]
     helped, hurt = (found["comparisons"][0][key] for key in ("helped_most", "hurt_most"))
     assert helped == hurt[::-1]
     assert helped[0][1] >= helped[-1][1]
@@ -444,6 +447,62 @@ def test_of_a_few_cases_none_is_drawn_twice():
     ranked = [("a", 0.3), ("b", 0.2), ("c", 0.1)]
     assert [case for _, (case, _) in chosen(ranked)] == ["a", "b", "c"]
     assert [(rank, case) for rank, (case, _) in chosen(ranked[:1])] == [("largest", "a")]
+
+
+def studied(room, out, results, **changes) -> dict:
+    """The study of ``conducted``, done with the results in a folder of their own."""
+    file = room / "other.yaml"
+    file.write_text(dump({**TINY, **TWO_ARMS, "settings": {**TINY["settings"], **changes}}))
+    assert conduct(file, room, out, device="cpu", cache=room / "cache", results=results) == {}
+    return json.loads((results / "tiny.json").read_text())
+
+
+def test_a_run_whose_folder_is_gone_lives_on_in_the_results(conducted, room, tmp_path, capsys):
+    out, results = tmp_path / "out", tmp_path / "results"
+    shutil.copytree(conducted, out)
+    whole, table = studied(room, out, results), (results / "tiny.csv").read_bytes()
+    picture = (results / "tiny" / "2-cases-supervised-medcontext.png").read_bytes()
+    shutil.rmtree(out / "2-cases" / "supervised" / "seed-1")
+    table_of_runs = rehearse(room / "study.yaml", room, out, results=results, progress=Progress())
+    assert list(table_of_runs.columns[1].cells) == ["done"] * 4
+    assert "4 of 4 runs are in" in capsys.readouterr().err
+    for gone in (out / "2-cases" / "medcontext", out):
+        shutil.rmtree(gone)
+        again = studied(room, out, results)
+        assert not list(gone.rglob("*.pt")), "trained again"
+        assert again == whole
+        assert (results / "tiny.csv").read_bytes() == table
+        assert (results / "tiny" / "2-cases-supervised-medcontext.png").read_bytes() == picture
+
+
+def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, room, tmp_path):
+    study = read_study(room / "study.yaml", room)
+    asked = {run.name for run in study.runs}
+    assert recorded(study, conducted).keys() == asked
+    few, *others = study.runs
+    other_method = dataclasses.replace(few.config.method_config(), ratio=0.4)
+    for change in {"learning_rate": 0.5}, {"few_shot": 3}, {"method": other_method}:
+        changed = dataclasses.replace(few, config=dataclasses.replace(few.config, **change))
+        found = recorded(dataclasses.replace(study, runs=(changed, *others)), conducted)
+        assert found.keys() == {run.name for run in others}
+    elsewhere = dataclasses.replace(few, config=dataclasses.replace(few.config, device="cuda", workers=3))
+    assert recorded(dataclasses.replace(study, runs=(elsewhere, *others)), conducted).keys() == asked
+    file = json.loads((conducted / "tiny.json").read_text())
+    shutil.copy(conducted / "tiny.csv", tmp_path)
+    (tmp_path / "tiny.json").write_text(json.dumps({**file, "split": "split.json (another)"}))
+    assert recorded(study, tmp_path) == {}
+    (tmp_path / "tiny.json").write_text(json.dumps({**file, "runs": [{"name": few.name}]}))
+    with pytest.raises(MedContextError, match="results of this study can't be read"):
+        recorded(study, tmp_path)
+
+
+def test_a_run_that_is_removed_is_done_anew_where_the_results_lie_among_the_runs(conducted, room, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(conducted, out)
+    gone = RunFolder(out / "2-cases" / "supervised" / "seed-1")
+    shutil.rmtree(gone.path)
+    assert conduct(room / "study.yaml", room, out, device="cpu", cache=room / "cache") == {}
+    assert gone.best.is_file()
 
 
 def test_nothing_is_gathered_of_nothing(write, tmp_path):

@@ -256,7 +256,8 @@ def study(
         jobs: Runs side by side, each with its share of the cores.
         device: auto, cpu, cuda or mps.
         cache: Folder of prepared cases; None: ~/.cache/medcontext.
-        results: Folder for tables, figures and the summary; None: the folder of the runs.
+        results: Folder for tables, figures and the summary; None: the folder of the runs. Runs that it holds with
+            these settings are not done again.
         dry_run: Say what would be run, and how long it would take.
     """
     from medcontext.cli.tables import print_table
@@ -264,7 +265,8 @@ def study(
 
     progress = Progress()
     if dry_run:
-        print_table(rehearse(file, data_root, out, jobs=jobs, device=device, cache=cache, progress=progress))
+        made = rehearse(file, data_root, out, jobs=jobs, device=device, cache=cache, results=results, progress=progress)
+        print_table(made)
         return 0
     failed = conduct(file, data_root, out, jobs=jobs, device=device, cache=cache, results=results, progress=progress)
     for name, error in failed.items():

@@ -10,9 +10,10 @@ from rich.text import Text
 from medcontext.errors import MedContextError
 from medcontext.progress import Progress, clock
 from medcontext.studies.forecast import Forecast, forecast
+from medcontext.studies.outcome import Outcome, recorded
 from medcontext.studies.results import gather
 from medcontext.studies.study import run_study, threads_for
-from medcontext.studies.study_file import read_study
+from medcontext.studies.study_file import Study, read_study
 
 
 def conduct(
@@ -35,7 +36,8 @@ def conduct(
         jobs: Runs at a time, each on its share of the cores.
         device: To train on.
         cache: Folder of prepared cases; None: ``~/.cache/medcontext``.
-        results: Folder for the results of all studies; None: the study's own folder.
+        results: Folder for the results of all studies; None: the study's own folder. Runs that it already holds, made
+            with these settings, are not done again, though their folders be gone.
         progress: Where to say how far it is.
 
     Returns:
@@ -47,11 +49,11 @@ def conduct(
     """
     study = read_study(file, data_root)
     out = out or Path("runs") / study.name
-    results = results or out
-    failed = run_study(study, out, jobs=jobs, device=device, cache=cache, progress=progress)
+    known = _known(study, results, progress)
+    failed = run_study(study, out, jobs=jobs, device=device, cache=cache, recorded=known, progress=progress)
     if len(failed) == len(study.runs):
         raise next(iter(failed.values()))
-    gather(study, out, results)
+    gather(study, out, results or out, known)
     return failed
 
 
@@ -63,6 +65,7 @@ def rehearse(
     jobs: int = 1,
     device: str = "auto",
     cache: Path | None = None,
+    results: Path | None = None,
     progress: Progress | None = None,
 ) -> Table:
     """The runs of a study and the time each will take, as a table for the terminal; nothing is trained."""
@@ -73,9 +76,21 @@ def rehearse(
         device=device,
         threads=threads_for(jobs),
         cache=cache,
+        recorded=_known(study, results, progress),
         progress=progress,
     )
     return _table(study.name, runs, jobs)
+
+
+def _known(study: Study, results: Path | None, progress: Progress | None) -> dict[str, Outcome]:
+    """Runs that results apart from the runs' own folder hold; there, a run that was removed is wanted anew."""
+    known = {} if results is None else recorded(study, results)
+    if known and progress:
+        progress.say(
+            f"{study.name}: {len(known)} of {len(study.runs)} runs are in {results} already and are not done again "
+            f"(move {study.name}.json away to have them anew)"
+        )
+    return known
 
 
 def _table(name: str, runs: list[Forecast], jobs: int) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ def forecast(
     device: str = "auto",
     threads: int = 1,
     cache: Path | None = None,
+    recorded: Collection[str] = (),
     progress: Progress | None = None,
 ) -> list[Forecast]:
     """Every run with the time that it still takes.
@@ -48,6 +49,7 @@ def forecast(
         device: It will be trained on.
         threads: Of each run.
         cache: Folder that remembers what has been checked.
+        recorded: Names of runs that count as done, whatever is in ``out``.
         progress: Where to say how far it is.
 
     Raises:
@@ -56,7 +58,8 @@ def forecast(
     progress = progress or Progress(quiet=True)
     known = dict(_measured(out / planned.name for planned in study.runs))
     dataset = _dataset(study, progress)
-    states = {planned.name: state_of(planned, out) for planned in study.runs}
+    states: dict[str, State] = {planned.name: state_of(planned, out) for planned in study.runs}
+    states |= dict.fromkeys(recorded, "done")
     forecasts = []
     for planned in study.runs:
         state, seconds = states[planned.name], 0.0

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -61,6 +61,7 @@ def run_study(
     jobs: int = 1,
     device: str = "auto",
     cache: Path | None = None,
+    recorded: Collection[str] = (),
     progress: Progress | None = None,
 ) -> dict[str, MedContextError]:
     """Do every run of a study that is not done yet: train, predict and score its held-out cases.
@@ -74,6 +75,7 @@ def run_study(
         jobs: Runs at a time.
         device: To train on.
         cache: Folder of prepared cases; None: ``~/.cache/medcontext``.
+        recorded: Names of runs that count as done, whatever is in ``out``.
         progress: Where to say how far it is.
 
     Returns:
@@ -90,7 +92,7 @@ def run_study(
         waiting: deque[PlannedRun] = deque()
         for planned in study.runs:
             try:
-                if state_of(planned, out) != "done":
+                if state_of(planned, out) != "done" and planned.name not in recorded:
                     waiting.append(planned)
             except MedContextError as error:
                 failed[planned.name] = error
