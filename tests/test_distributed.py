@@ -101,6 +101,23 @@ def test_processes_of_torchrun_stop_together_and_one_goes_on(tiny, settings, tmp
     assert run.history()[-1]["step"] == step
 
 
+LEAVE = """
+import atexit
+import torch
+from medcontext.training.config import TrainConfig
+from medcontext.training.distribution import launch
+atexit.register(lambda: print("open" if torch.distributed.is_initialized() else "closed"))
+fabric = launch(TrainConfig(device="cpu", devices=2))
+assert fabric.world_size == 2 and torch.distributed.is_initialized()
+"""
+
+
+def test_processes_close_their_connections_before_they_end(tmp_path):
+    (tmp_path / "leave.py").write_text(LEAVE)
+    done = subprocess.run([sys.executable, tmp_path / "leave.py"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.split()) == (0, ["closed"] * 2), done.stderr
+
+
 def test_shares_of_a_batch_are_the_whole_batch(tiny, settings, tmp_path):
     run = RunFolder(train(tiny, tmp_path / "run", dataclasses.replace(settings, max_steps=1, validations=1)))
     plan = Plan.from_dict(run.read_plan().to_dict() | {"batch_size": 4})
