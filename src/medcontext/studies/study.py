@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -13,11 +12,11 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
-from medcontext.files import LOCK
+from medcontext.files import alone_in
 from medcontext.progress import Progress, clock
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.run import RunFolder, to_resume
@@ -88,7 +87,8 @@ def run_study(
     progress = progress or Progress(quiet=True)
     failed: dict[str, MedContextError] = {}
     _require_split(study)
-    with _alone(out) as lock:
+    out.mkdir(parents=True, exist_ok=True)
+    with alone_in(out):
         waiting: deque[PlannedRun] = deque()
         for planned in study.runs:
             try:
@@ -105,7 +105,7 @@ def run_study(
                 while waiting or running:
                     while waiting and len(running) < jobs:
                         planned = waiting.popleft()
-                        running[_start(planned, study.data, out, jobs, device, cache, lock)] = planned
+                        running[_start(planned, study.data, out, jobs, device, cache)] = planned
                         progress.say(f"{planned.name}: started")
                     for process in [each for each in running if each.poll() is not None]:
                         planned = running.pop(process)
@@ -137,7 +137,7 @@ def _require_split(study: Study) -> None:
 
 
 def _start(
-    planned: PlannedRun, data: Path, out: Path, jobs: int, device: str, cache: Path | None, lock: IO[str]
+    planned: PlannedRun, data: Path, out: Path, jobs: int, device: str, cache: Path | None
 ) -> subprocess.Popen[bytes]:
     """A process for one run, in a session of its own: Ctrl-C reaches it once, through :func:`_stop`."""
     from medcontext.studies.one_run import task
@@ -154,7 +154,6 @@ def _start(
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
-            pass_fds=[lock.fileno()],
         )
 
 
@@ -189,22 +188,6 @@ def threads_for(jobs: int) -> int:
     """Each run's share of the cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // jobs)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[IO[str]]:
-    """Hold the folder's lock. The processes of the runs inherit it, so it is held for as long as any of them lives."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise MedContextError(
-                "Another process is at work in the folder of this study.",
-                file=out,
-                remedy="wait for it, or stop it; what a killed study left is called 'medcontext.studies.one_run'",
-            ) from None
-        yield lock
 
 
 @contextmanager
