@@ -449,11 +449,9 @@ def test_of_a_few_cases_none_is_drawn_twice():
     assert [(rank, case) for rank, (case, _) in chosen(ranked[:1])] == [("largest", "a")]
 
 
-def studied(room, out, results, **changes) -> dict:
+def studied(room, out, results) -> dict:
     """The study of ``conducted``, done with the results in a folder of their own."""
-    file = room / "other.yaml"
-    file.write_text(dump({**TINY, **TWO_ARMS, "settings": {**TINY["settings"], **changes}}))
-    assert conduct(file, room, out, device="cpu", cache=room / "cache", results=results) == {}
+    assert conduct(room / "study.yaml", room, out, device="cpu", cache=room / "cache", results=results) == {}
     return json.loads((results / "tiny.json").read_text())
 
 
@@ -493,6 +491,10 @@ def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, r
     assert recorded(study, tmp_path) == {}
     (tmp_path / "tiny.json").write_text(json.dumps({**file, "runs": [{"name": few.name}]}))
     with pytest.raises(MedContextError, match="results of this study can't be read"):
+        recorded(study, tmp_path)
+    (tmp_path / "tiny.json").write_text(json.dumps(file))
+    (tmp_path / "tiny.csv").unlink()
+    with pytest.raises(MedContextError, match=r"tiny\.csv"):
         recorded(study, tmp_path)
 
 

@@ -44,7 +44,7 @@ def conduct(
         The runs that failed, by name, and why.
 
     Raises:
-        KeyboardInterrupt: Stopped; what is done has been gathered, and the same call goes on.
+        KeyboardInterrupt: Stopped; the same call goes on.
         MedContextError: The file is no study, its folder is in use, or no run was done.
     """
     study = read_study(file, data_root)

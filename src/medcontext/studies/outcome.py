@@ -121,7 +121,7 @@ def recorded(study: Study, results: Path) -> dict[str, Outcome]:
     """
     file, table = (results / f"{study.name}.{ending}" for ending in ("json", "csv"))
     split = study.runs[0].config.split
-    if not file.is_file() or not table.is_file() or split is None or not split.is_file():
+    if not file.is_file() or split is None or not split.is_file():
         return {}
     found = read_json(file)
     try:
@@ -139,7 +139,7 @@ def recorded(study: Study, results: Path) -> dict[str, Outcome]:
             for planned in study.runs
             if planned.name in runs and _as_asked(planned, runs[planned.name]["settings"])
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise MedContextError(
             "The results of this study can't be read.",
             file=file,
