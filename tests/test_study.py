@@ -571,6 +571,7 @@ def test_stopped_runs_write_their_checkpoints_and_go_on(write, room, tmp_path):
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "stopping 2 run(s)" in said
+    assert "No run of this study is done" in said
     for planned, run in zip(study.runs, runs, strict=True):
         step = load_tensors(run.last)["method"]["step"]
         assert 0 < step < 100_000
@@ -586,6 +587,23 @@ def test_stopped_runs_write_their_checkpoints_and_go_on(write, room, tmp_path):
     assert run_study(dataclasses.replace(study, runs=(shorter,)), out, cache=room / "cache") == {}
     assert f"going on from step {end - 1}" in (out / f"{planned.name}.log").read_text()
     assert state_of(shorter, out) == "done"
+
+
+def test_a_study_that_is_stopped_writes_what_is_done(conducted, room, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(conducted, out)
+    study = read_study(room / "study.yaml", room)
+    shutil.rmtree(out / study.runs[-1].name)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("medcontext.studies.study._start", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        conduct(room / "study.yaml", room, out, results=tmp_path / "results")
+    found = json.loads((tmp_path / "results" / "tiny.json").read_text())
+    assert found["missing"] == [study.runs[-1].name]
+    assert len(found["runs"]) == len(study.runs) - 1
 
 
 def test_the_time_is_taken_from_runs_of_the_same_shape_or_measured(conducted, room, write, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ import torch
 import yaml
 
 from medcontext.data.dataset import open_dataset
+from medcontext.data.plan_file import read_plan
 from medcontext.data.scan import read_labels, read_scan
 from medcontext.errors import MedContextError
 from medcontext.inference.model import load_model, load_tensors, save_tensors
@@ -124,6 +125,18 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(trained, tiny
 PAPER = dataclasses.replace(PRESETS["paper"], mask_patch=(8, 8, 8))
 DROPPING = {"network": "nnformer", "network_settings": None, "patch": (32, 32, 32)}
 """A network that draws random numbers itself: stochastic depth."""
+
+
+def test_a_setting_of_the_network_leaves_the_others_to_the_plan(tiny, settings, tmp_path):
+    asked = dataclasses.replace(settings, network_settings={"features": [4, 6, 8]}, max_steps=2, validations=1)
+    run = RunFolder(train(tiny, tmp_path / "run", asked))
+    plan = read_plan(run.plan)
+    planned = network_spec("unet").settings(plan.patch, plan.spacing, plan.scale)
+    assert run.read_config()["network_settings"] == planned | {"features": [4, 6, 8]} != planned
+    for wrong, message in [({"feature": [4, 6, 8]}, "no such settings"), ({"features": [4]}, "about its stages")]:
+        with pytest.raises(MedContextError, match=message) as error:
+            train(tiny, tmp_path / "wrong", dataclasses.replace(asked, network_settings=wrong))
+        assert "features" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -79,11 +79,17 @@ def build_unet(channels: int, classes: int, patch: Size, settings: Settings) -> 
     """The U-Net with leaky ReLU, for any patch that its strides divide.
 
     Raises:
-        MedContextError: They don't divide it, or there is no such normalisation.
+        MedContextError: They don't divide it, the stages are not as many as the strides, or there is no such
+            normalisation.
     """
     from monai.networks.nets.dynunet import DynUNet
 
     require_strides_fit("unet", patch, settings["strides"])
+    stages = {key: len(settings[key]) for key in ("features", "kernels", "strides")}
+    if len(set(stages.values())) > 1:
+        raise MedContextError(
+            "The U-Net's settings disagree about its stages.", found=f"{stages}", expected="one number"
+        )
     norm = settings.get("norm", "instance")
     if norm not in NORMS:
         raise MedContextError("There is no such normalisation.", found=f"norm: {norm}", expected=" or ".join(NORMS))

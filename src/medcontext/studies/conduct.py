@@ -44,17 +44,32 @@ def conduct(
         The runs that failed, by name, and why.
 
     Raises:
-        KeyboardInterrupt: Stopped; the same call goes on.
+        KeyboardInterrupt: Stopped, and what is done so far was written; the same call goes on.
         MedContextError: The file is no study, its folder is in use, or no run was done.
     """
     study = read_study(file, data_root)
     out = out or Path("runs") / study.name
     known = _known(study, results, progress)
-    failed = run_study(study, out, jobs=jobs, device=device, cache=cache, recorded=known, progress=progress)
+    progress = progress or Progress(quiet=True)
+    try:
+        failed = run_study(study, out, jobs=jobs, device=device, cache=cache, recorded=known, progress=progress)
+    except KeyboardInterrupt:
+        _gather_the_done(study, out, results or out, known, progress)
+        raise
     if len(failed) == len(study.runs):
         raise next(iter(failed.values()))
     gather(study, out, results or out, known)
     return failed
+
+
+def _gather_the_done(study: Study, out: Path, results: Path, known: dict[str, Outcome], progress: Progress) -> None:
+    """Of a study that is stopped, so that its results can be kept where its runs can't."""
+    try:
+        found = gather(study, out, results, known)
+    except MedContextError as error:
+        progress.say(str(error))
+    else:
+        progress.say(f"{study.name}: {len(found['runs'])} of {len(study.runs)} runs are done; written to {results}")
 
 
 def rehearse(

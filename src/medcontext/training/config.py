@@ -32,7 +32,7 @@ class TrainConfig:
     """Name of the network ('medcontext networks' lists them), or your own as ``package.module:factory``."""
 
     network_settings: dict[str, Any] | None = None
-    """Its size; None: chosen for the patch, the spacing and the device."""
+    """Its size; what is not set here is chosen for the patch, the spacing and the device."""
 
     pretrained: Path | None = None
     """File of weights to begin with, such as a published encoder; what fits is loaded, and what became of each said."""

@@ -212,7 +212,8 @@ def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path) -> TrainCon
     Raises:
         MedContextError: Something else is asked for than the run began with; every such setting is named.
     """
-    wanted = dataclasses.replace(asked, method=asked.method_config())
+    network = None if asked.network_settings is None else (stored.network_settings or {}) | asked.network_settings
+    wanted = dataclasses.replace(asked, method=asked.method_config(), network_settings=network)
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     given = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}
     if wanted.split not in (None, stored.split) and _has_cases_of(folder, wanted):

@@ -87,7 +87,7 @@ def resolve(config: TrainConfig, plan: Plan, device: str) -> TrainConfig:
     return dataclasses.replace(
         config,
         method=config.method_config(),
-        network_settings=config.network_settings or spec.settings(plan.patch, plan.spacing, plan.scale),
+        network_settings=_network_settings(config, plan),
         spacing=plan.spacing,
         patch=plan.patch,
         batch_size=plan.batch_size,
@@ -98,6 +98,20 @@ def resolve(config: TrainConfig, plan: Plan, device: str) -> TrainConfig:
         precision=choose_precision(config.precision, device),
         cache=config.cache or default_cache(),
     )
+
+
+def _network_settings(config: TrainConfig, plan: Plan) -> dict[str, Any]:
+    """What the plan chooses for the network, but for what was set. A factory of one's own names its settings itself."""
+    planned = network_spec(config.network).settings(plan.patch, plan.spacing, plan.scale)
+    given = config.network_settings or {}
+    unknown = sorted(set(given) - set(planned))
+    if planned and unknown:
+        raise MedContextError(
+            f"The network {config.network} has no such settings.",
+            found=", ".join(unknown),
+            expected=", ".join(planned),
+        )
+    return planned | given
 
 
 def build(config: TrainConfig, plan: Plan, outputs: int | None = None) -> nn.Module:
