@@ -1,7 +1,7 @@
 """The whole loop beside the bare step: ``python -m benchmarks.train [--json]``.
 
 ``ratio``: steps per second of ``medcontext train``'s own loop (patches drawn from the cache, logging, diagnostics,
-settings as they are) over those of the method's three passes, optimiser and teacher alone, on a batch that is there
+settings as they are) over those of the method's passes, optimiser and teacher alone, on a batch that is there
 already; on phantoms, at the demonstration's spacing. 1 means that nothing but the step costs time. ``waits`` is the
 share of the loop's time between two steps, which is that in which the network waits for patches.
 """

@@ -30,6 +30,7 @@ from medcontext.training.train import train
 from tests.test_train import NETWORK, SECONDS, weights
 
 SHORT = SECONDS | {"max_steps": 4, "log_every": 1, "save_every": 100, "validations": 2, "validation_share": 0.5}
+SHORT |= {"method": MethodConfig()}
 
 SPEED = {"data_wait", "steps_per_second"}
 """Not known at the first step of a run, nor of a resumed one."""
@@ -53,6 +54,8 @@ def command(data, run: RunFolder, settings: TrainConfig, *more: object) -> list[
         "validation-share": settings.validation_share,
         "precision": "fp32",
         "device": "cpu",
+        "method.clean_weight": settings.method_config().clean_weight,
+        "method.ratio": settings.method_config().ratio,
     }
     given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     return ["-m", "medcontext", "train", str(data), *given, *map(str, more)]

@@ -57,6 +57,9 @@ def reference_dice_ce(z, y):
     return total / terms - chosen.log().mean()
 
 
+THREE_PASSES = {"clean_weight": 1.0, "ratio": 0.3}
+
+
 def reference_step(config, network, teacher, image, label, mask, value):
     """Losses of the three passes from the formulas."""
     hidden = torch.zeros(len(image), *SIZE, dtype=torch.bool)
@@ -77,16 +80,21 @@ def reference_step(config, network, teacher, image, label, mask, value):
         p_t, p_m = z_t.softmax(1), z_m.softmax(1)
         consistency = (p_t * (p_t.log() - p_m.log())).sum(1).mean()
     clean, masked = reference_dice_ce(z_c, label), reference_dice_ce(z_m, label)
-    total = clean + config.masked_weight * masked + config.consistency_weight * consistency
-    return {"clean": clean, "masked": masked, "consistency": consistency, "total": total}
+    total = config.clean_weight * clean + config.masked_weight * masked + config.consistency_weight * consistency
+    terms = {"clean": clean, "masked": masked, "consistency": consistency, "total": total}
+    return {name: term for name, term in terms.items() if name != "clean" or config.clean_weight}
 
 
-@pytest.mark.parametrize("name", ["medcontext", "paper"])
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("medcontext", {}), ("medcontext", THREE_PASSES), ("paper", {})],
+    ids=["ours", "three", "paper"],
+)
 @pytest.mark.parametrize("parts", [False, True])
-def test_losses_and_gradients_agree_with_the_formulas(name, parts):
+def test_losses_and_gradients_agree_with_the_formulas(name, changes, parts):
     network = Small()
     network.inner[1], network.inner[2] = nn.InstanceNorm3d(5, affine=True), nn.Identity()
-    method = make(name, network, hide="voxels", masked_weight=0.7)
+    method = make(name, network, hide="voxels", masked_weight=0.7, **changes)
     image, label = batch()
     with torch.no_grad():
         for weight in method.teacher.network.parameters():
@@ -116,7 +124,7 @@ def test_losses_and_gradients_agree_with_the_formulas(name, parts):
 
 
 def test_gradient_shares_are_those_of_the_terms_alone():
-    changes = {"consistency_weight": 2.0}
+    changes = THREE_PASSES | {"consistency_weight": 2.0}
     network = Small()
     network.inner[2] = nn.Identity()
     start = copy.deepcopy(network)
@@ -146,11 +154,12 @@ def test_a_term_without_weight_costs_nothing_and_changes_nothing(left_out, taken
     network = Small()
     network.inner[1], network.inner[2] = nn.InstanceNorm3d(5, affine=True), nn.Identity()
     whole = copy.deepcopy(network)
-    terms = make("medcontext", whole)(*batch())
+    terms = make("medcontext", whole, **THREE_PASSES)(*batch())
     kept = {"clean", "masked", "consistency"} - left_out
     sum(terms[term] for term in kept).backward()
 
-    method = make("medcontext", network, passes=passes, **{f"{term}_weight": 0.0 for term in left_out})
+    weights = THREE_PASSES | {f"{term}_weight": 0.0 for term in left_out}
+    method = make("medcontext", network, passes=passes, **weights)
     samples = {"student": 0, "teacher": 0}
     for name, each in (("student", method.network), ("teacher", method.teacher.network)):
 

@@ -30,7 +30,7 @@ from tests.html_pages import Page
 from tests.test_cli import run as command
 from tests.test_train import NETWORK
 
-METHOD = dataclasses.replace(PRESETS["medcontext"], mask_patch=(4, 4, 4))
+METHOD = dataclasses.replace(PRESETS["medcontext"], mask_patch=(4, 4, 4), ratio=0.3)
 
 
 def settings(cache, **changes) -> TrainConfig:

@@ -127,7 +127,7 @@ def sharded_memory(needed: int, network: nn.Module, config: TrainConfig, process
     """What is left of a step's memory for each of several processes that share the network.
 
     Teacher and AdamW's two moments are kept in parts. Weights and gradients are whole at the peak, and in parts beside:
-    the weights, the gradients of the clean pass, and those of the masked pass as they arrive.
+    the weights, the gradients of the clean pass, where there is one, and those of the masked pass as they arrive.
     """
     weights = sum(p.nbytes for p in network.parameters())
     copies = 3 if config.method_config().active else 2
