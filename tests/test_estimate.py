@@ -64,10 +64,9 @@ def test_activations_and_weights_are_counted_as_by_hand():
     # Weights, gradients and two moments; scratch of the clipping comes on top.
     assert 4 * weights <= step_memory(wide, config, flat) <= 6 * weights
     # The method keeps a teacher; a masked pass after a clean one makes the largest weight's gradient beside its own.
+    supervised = step_memory(wide, config, flat)
     for method, beside in ((MethodConfig(), wide[2].weight.nbytes), (None, 0)):
-        more = step_memory(wide, dataclasses.replace(config_of(), method=method), flat) - step_memory(
-            wide, config, flat
-        )
+        more = step_memory(wide, dataclasses.replace(config_of(), method=method), flat) - supervised
         assert more == pytest.approx(weights + beside, rel=0.05)
 
 

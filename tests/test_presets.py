@@ -153,7 +153,8 @@ def test_a_training_is_its_formulas_step_by_step(preset, hide):
         terms = {"masked": dice_ce(config, z_m, label), "consistency": agreement(config, z_m, z_t)}
         if preset != "medcontext":
             terms["clean"] = clean
-        terms["total"] = sum(terms.values()) + (config.consistency_weight - 1) * terms["consistency"]
+        weights = {"consistency": config.consistency_weight}
+        terms["total"] = sum(weights.get(name, 1.0) * term for name, term in terms.items())
         leaves = [*(p for p in reference.parameters() if p.requires_grad), token, value]
         expected = torch.autograd.grad(terms["total"], leaves, allow_unused=True)
 

@@ -214,6 +214,16 @@ def test_no_choice_is_made_on_the_held_out_hippocampi():
         assert content["split"] == "splits/hippocampus-development.json"
 
 
+def test_no_choice_is_made_on_the_held_out_ventricles():
+    splits = SHIPPED[0].parent / "splits"
+    main, development = (read_split_file(splits / f"ventricle{name}.json").folds[0] for name in ("", "-development"))
+    assert set(development.train) | set(development.test) == set(main.train)
+    patients = [{name.partition("_phase")[0] for name in part} for part in (development.train, development.test)]
+    assert not patients[0] & patients[1]
+    content = yaml.safe_load((SHIPPED[0].parent / "development-ventricle.yaml").read_text())
+    assert content["split"] == "splits/ventricle-development.json"
+
+
 @pytest.fixture(scope="module")
 def conducted(room, tmp_path_factory) -> Path:
     """The study above with two arms and few cases, done: its folder, with the results in it."""
