@@ -616,6 +616,26 @@ def test_a_study_that_is_stopped_writes_what_is_done(conducted, room, tmp_path, 
     assert len(found["runs"]) == len(study.runs) - 1
 
 
+def test_some_runs_can_be_done_before_the_others(conducted, room, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(conducted, out)
+    study, gone = read_study(room / "study.yaml", room), ("2-cases/medcontext/seed-0", "2-cases/medcontext/seed-1")
+    for name in gone:
+        shutil.rmtree(out / name)
+    asked = {"device": "cpu", "cache": room / "cache"}
+    table = rehearse(room / "study.yaml", room, out, only="*/seed-1", **asked)
+    assert [cell.plain for cell in table.columns[0].cells] == [
+        run.name for run in study.runs if run.levels["seed"] == "seed-1"
+    ]
+    assert conduct(room / "study.yaml", room, out, only="*/medcontext/seed-1", **asked) == {}
+    found = json.loads((out / "tiny.json").read_text())
+    assert found["missing"] == [gone[0]]
+    assert len(found["runs"]) == 3
+    with pytest.raises(MedContextError, match="No run of this study has such a name") as error:
+        conduct(room / "study.yaml", room, out, only="medcontext", **asked)
+    assert "2-cases/supervised/seed-0" in str(error.value)
+
+
 def test_the_time_is_taken_from_runs_of_the_same_shape_or_measured(conducted, room, write, tmp_path, monkeypatch):
     monkeypatch.setattr(estimate, "ENOUGH_SECONDS", 0.1)
     study = read_study(room / "study.yaml", room)

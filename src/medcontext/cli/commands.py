@@ -237,43 +237,6 @@ def _name(paths: list[Path]) -> str:
     return paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
 
 
-def study(
-    file: Path,
-    data_root: Path,
-    out: Path | None = None,
-    jobs: int = 1,
-    device: str = "auto",
-    cache: Path | None = None,
-    results: Path | None = None,
-    dry_run: bool = False,
-) -> int:
-    """Train and compare everything that a study file asks for; called again, it goes on where it stopped.
-
-    Args:
-        file: The study (YAML); the folder 'studies' has examples.
-        data_root: Folder of the data sets that it names.
-        out: Folder for the runs; None: runs/NAME.
-        jobs: Runs side by side, each with its share of the cores.
-        device: auto, cpu, cuda or mps.
-        cache: Folder of prepared cases; None: ~/.cache/medcontext.
-        results: Folder for tables, figures and the summary; None: the folder of the runs. Runs that it holds with
-            these settings are not done again.
-        dry_run: Say what would be run, and how long it would take.
-    """
-    from medcontext.cli.tables import print_table
-    from medcontext.studies.conduct import conduct, rehearse
-
-    progress = Progress()
-    if dry_run:
-        made = rehearse(file, data_root, out, jobs=jobs, device=device, cache=cache, results=results, progress=progress)
-        print_table(made)
-        return 0
-    failed = conduct(file, data_root, out, jobs=jobs, device=device, cache=cache, results=results, progress=progress)
-    for name, error in failed.items():
-        progress.say(f"{name}: {error}")
-    return 1 if failed else 0
-
-
 def demo(out: Path = Path("demo"), seed: int = 0, replace: bool = False) -> int:
     """The whole way on phantoms, in a few minutes: MedContext beside the supervised baseline, from scans to report.
 

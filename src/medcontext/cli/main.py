@@ -12,7 +12,15 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from medcontext.cli import commands, data_commands, evaluate_command, export_command, predict_commands, view_command
+from medcontext.cli import (
+    commands,
+    data_commands,
+    evaluate_command,
+    export_command,
+    predict_commands,
+    study_command,
+    view_command,
+)
 from medcontext.cli.parser import Parser
 from medcontext.errors import MedContextError
 from medcontext.method.presets import PRESETS, MethodConfig
@@ -33,7 +41,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
         commands.report,
         commands.compare,
         view_command.view,
-        commands.study,
+        study_command.study,
         commands.demo,
         commands.networks,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from rich.table import Table
@@ -25,6 +27,7 @@ def conduct(
     device: str = "auto",
     cache: Path | None = None,
     results: Path | None = None,
+    only: str = "*",
     progress: Progress | None = None,
 ) -> dict[str, MedContextError]:
     """Do what is left of a study, and write what came of it so far.
@@ -38,6 +41,7 @@ def conduct(
         cache: Folder of prepared cases; None: ``~/.cache/medcontext``.
         results: Folder for the results of all studies; None: the study's own folder. Runs that it already holds, made
             with these settings, are not done again, though their folders be gone.
+        only: Do the runs whose name matches this shell pattern; the results are of all that are done.
         progress: Where to say how far it is.
 
     Returns:
@@ -45,18 +49,19 @@ def conduct(
 
     Raises:
         KeyboardInterrupt: Stopped, and what is done so far was written; the same call goes on.
-        MedContextError: The file is no study, its folder is in use, or no run was done.
+        MedContextError: The file is no study, no run has such a name, the folder is in use, or no run was done.
     """
     study = read_study(file, data_root)
+    chosen = _chosen(study, only)
     out = out or Path("runs") / study.name
     known = _known(study, results, progress)
     progress = progress or Progress(quiet=True)
     try:
-        failed = run_study(study, out, jobs=jobs, device=device, cache=cache, recorded=known, progress=progress)
+        failed = run_study(chosen, out, jobs=jobs, device=device, cache=cache, recorded=known, progress=progress)
     except KeyboardInterrupt:
         _gather_the_done(study, out, results or out, known, progress)
         raise
-    if len(failed) == len(study.runs):
+    if len(failed) == len(chosen.runs):
         raise next(iter(failed.values()))
     gather(study, out, results or out, known)
     return failed
@@ -81,12 +86,13 @@ def rehearse(
     device: str = "auto",
     cache: Path | None = None,
     results: Path | None = None,
+    only: str = "*",
     progress: Progress | None = None,
 ) -> Table:
     """The runs of a study and the time each will take, as a table for the terminal; nothing is trained."""
     study = read_study(file, data_root)
     runs = forecast(
-        study,
+        _chosen(study, only),
         out or Path("runs") / study.name,
         device=device,
         threads=threads_for(jobs),
@@ -95,6 +101,20 @@ def rehearse(
         progress=progress,
     )
     return _table(study.name, runs, jobs)
+
+
+def _chosen(study: Study, only: str) -> Study:
+    """The study with the runs of such names alone."""
+    runs = tuple(planned for planned in study.runs if fnmatchcase(planned.name, only))
+    if not runs:
+        raise MedContextError(
+            "No run of this study has such a name.",
+            file=study.file,
+            found=f"--only {only}",
+            expected=f"a pattern of names as {study.runs[0].name} (* stands for any characters)",
+            remedy="--dry-run lists the names",
+        )
+    return dataclasses.replace(study, runs=runs)
 
 
 def _known(study: Study, results: Path | None, progress: Progress | None) -> dict[str, Outcome]:
