@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping
@@ -188,10 +189,13 @@ def _config(file: Path, run: str, layers: list[Mapping[str, Any]], split: Path) 
 def _parsed(file: Path, run: str, values: dict[str, Any]) -> TrainConfig:
     from argparse import ArgumentError
 
-    parser = _parser(str(values.get("preset", "medcontext")))
+    parser = _parser(frozenset(values), frozenset(values["method"]))
     try:
         settings = parser.instantiate(parser.parse_object(values))
-        return TrainConfig(**{key: settings[key] for key in TrainConfig.__dataclass_fields__})
+        given = {key: settings[key] for key in values if key != "method"}
+        method = {key: settings["method"][key] for key in values["method"]}
+        preset = PRESETS[given.get("preset", TrainConfig.preset)]
+        return TrainConfig(**given, method=dataclasses.replace(preset, **method))
     except ArgumentError as error:
         found, expected = f"{run}: {error.message or error}", "settings as 'medcontext train --help' lists them"
         raise _wrong(file, found, expected) from None
@@ -200,13 +204,16 @@ def _parsed(file: Path, run: str, values: dict[str, Any]) -> TrainConfig:
 
 
 @cache
-def _parser(preset: str) -> Any:
-    """As that of 'medcontext train', for its settings alone; an unknown preset is left for it to refuse."""
+def _parser(settings: frozenset[str], method: frozenset[str]) -> Any:
+    """As that of 'medcontext train', for these settings alone: a parser of all takes ten times as long per run."""
     from jsonargparse import ArgumentParser
 
+    skipped = [
+        of.__dataclass_fields__.keys() - given for of, given in ((TrainConfig, settings), (MethodConfig, method))
+    ]
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainConfig, as_group=False, skip={"method"})
-    parser.add_class_arguments(MethodConfig, "method", default=PRESETS.get(preset, PRESETS["medcontext"]))
+    parser.add_class_arguments(TrainConfig, as_group=False, skip={"method", *skipped[0]})
+    parser.add_class_arguments(MethodConfig, "method", skip=set(skipped[1]), instantiate=False)
     return parser
 
 
