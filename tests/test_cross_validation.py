@@ -263,6 +263,7 @@ def test_replacing_removes_folds_and_nothing_else(crossed, room, tmp_path, steps
     (broken / "labelsTr" / "case_03.nii.gz").write_bytes(b"broken")
     bad = ["train", broken, *arguments(room, out.path, "--folds", 2, "--replace")[2:]]
     assert run(*bad) == 1
+    assert run(*arguments(room, out.path, "--folds", 2, "--replace", "--patch", "[4096,4096,4096]")) == 1
     assert summary(out) == summary(crossed)
     assert all(out.run(fold).finished for fold in range(FOLDS))
     assert run(*arguments(room, out.path, "--folds", 2, "--replace", "--max-steps", 1)) == 0

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric import Fabric
+
 from medcontext.data.dataset import Dataset, open_dataset
 from medcontext.data.split import Split, make_folds
 from medcontext.data.split_file import SplitFile, read_split_file
@@ -22,7 +24,7 @@ from medcontext.studies.holdout import score_held_out
 from medcontext.training.config import TrainConfig
 from medcontext.training.distribution import PREPARING, ending_together, first_does, launch
 from medcontext.training.run import MAY_CHANGE, RunFolder, to_resume
-from medcontext.training.setup import checked, require_clean
+from medcontext.training.setup import checked, possible
 from medcontext.training.train import train
 
 
@@ -67,7 +69,7 @@ def cross_validate(
     progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
     # The other processes were started here, not by the trainings; and they wait long while data are read or predicted.
     with ending_together(fabric), ExitStack() as held:
-        work = partial(_begin, Path(data), folder, asked, stored, folds, resume, replace, progress, held)
+        work = partial(_begin, Path(data), folder, asked, stored, folds, resume, replace, fabric, progress, held)
         for fold, settings in first_does(fabric, work, PREPARING).items():
             run = folder.run(fold)
             progress.say(f"fold {fold} ({fold + 1} of {folds}): {run.path}" + ("" if settings else ", done before"))
@@ -84,6 +86,7 @@ def _begin(
     count: int,
     resume: bool,
     replace: bool,
+    fabric: Fabric,
     progress: Progress,
     held: ExitStack,
 ) -> dict[int, TrainConfig | None]:
@@ -105,7 +108,8 @@ def _begin(
     _require_each_once(file, count)
     file.checked_against(dataset.patients)
     if not goes_on:
-        require_clean(checked(dataset, settings.cache, progress))
+        # Before the folds of one that is replaced go.
+        possible(checked(dataset, settings.cache, progress), settings, fabric, Progress(quiet=True))
         folder.begin(settings, file)
         if not existed:
             held.enter_context(alone_in(folder.path))

@@ -22,12 +22,14 @@ from medcontext.method.masking import draw_mask, mask_grid
 from medcontext.method.pretraining import HIDING
 from medcontext.networks.registry import build_network, network_spec
 from medcontext.progress import Progress
+from medcontext.training.budget import seconds_in
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import bf16_gradients_hold, choose_precision
-from medcontext.training.distribution import is_sharded, processes_here
+from medcontext.training.distribution import is_sharded, processes_here, require_equal_shares
 from medcontext.training.estimate import gpu_memory_gib, sharded_memory, step_memory
 from medcontext.training.pretraining import of_equal_cost
 from medcontext.training.schedule import SGD_RATE, WEIGHT_DECAY
+from medcontext.training.trackers import require_loggers
 
 
 def checked(dataset: Dataset, cache: Path | None, progress: Progress) -> CheckReport:
@@ -50,6 +52,58 @@ def require_clean(report: CheckReport) -> None:
             found=first.error.found,
             expected=first.error.expected,
             remedy=f"run 'medcontext check {report.dataset.root}' for all of them; {first.error.remedy or ''}",
+        )
+
+
+def possible(report: CheckReport, config: TrainConfig, fabric: Fabric, progress: Progress) -> tuple[TrainConfig, Plan]:
+    """Plan for what has been checked, and look whether that can be trained here. Nothing is written.
+
+    Args:
+        report: Of the data set.
+        config: As asked for.
+        fabric: Device and processes.
+        progress: Told the reasons of the plan, and of what gives way.
+
+    Returns:
+        The settings with nothing left open, and the plan.
+
+    Raises:
+        MedContextError: Errors in the data, settings that contradict one another or need what is not installed, and
+            what :func:`plan_for` and :func:`tried` refuse.
+    """
+    require_clean(report)
+    _require_one_end(config)
+    require_loggers(config.loggers)
+    plan = plan_for(report, config, str(fabric.device))
+    progress.say("\n".join(f"- {reason}" for reason in plan.reasons))
+    require_shares(config, plan, fabric)
+    resolved = tried(*own_share(config, plan, fabric), fabric, progress)
+    return dataclasses.replace(resolved, batch_size=plan.batch_size, unlabelled_batch=config.unlabelled_batch), plan
+
+
+def require_shares(config: TrainConfig, plan: Plan, fabric: Fabric) -> None:
+    """Refuse a step that the processes can't share evenly."""
+    require_equal_shares(plan.batch_size, fabric)
+    require_equal_shares(config.unlabelled_batch, fabric, "--unlabelled-batch")
+
+
+def own_share(config: TrainConfig, plan: Plan, fabric: Fabric) -> tuple[TrainConfig, Plan]:
+    """Settings and plan with what this process has of a step."""
+    size, unlabelled = plan.batch_size // fabric.world_size, config.unlabelled_batch // fabric.world_size
+    own = dataclasses.replace(plan, batch_size=size)
+    batch = None if config.batch_size is None else size
+    return dataclasses.replace(config, batch_size=batch, unlabelled_batch=unlabelled), own
+
+
+def _require_one_end(config: TrainConfig) -> None:
+    if config.max_time is None:
+        return
+    seconds_in(config.max_time)
+    if config.max_steps is not None:
+        raise MedContextError(
+            "A training ends after a number of steps or after a time, not both.",
+            found=f"max_steps = {config.max_steps} and max_time = {config.max_time}",
+            remedy="leave one of them out",
         )
 
 

@@ -30,7 +30,7 @@ from medcontext.networks.pretrained import load_pretrained, summary
 from medcontext.networks.registry import network_spec
 from medcontext.progress import Progress
 from medcontext.training.bad_steps import BadSteps
-from medcontext.training.budget import seconds_in, steps_within
+from medcontext.training.budget import steps_within
 from medcontext.training.cases import split_for, unlabelled_for
 from medcontext.training.checkpoint import newest_checkpoint
 from medcontext.training.compiled import compiled
@@ -41,7 +41,6 @@ from medcontext.training.distribution import (
     ending_together,
     first_does,
     launch,
-    require_equal_shares,
     set_up,
     whole_batch_norm,
 )
@@ -51,10 +50,9 @@ from medcontext.training.prepared import prepared_scans, require_same_plan, requ
 from medcontext.training.pretraining import pretraining_config, pretraining_outputs
 from medcontext.training.run import RunFolder, describe_environment, plain, to_resume
 from medcontext.training.schedule import make_optimizer
-from medcontext.training.setup import build, checked, plan_for, require_clean, tried
+from medcontext.training.setup import build, checked, own_share, possible, require_shares
 from medcontext.training.signals import warning_interrupts
 from medcontext.training.state import Training
-from medcontext.training.trackers import require_loggers
 from medcontext.training.validate import membership
 
 
@@ -140,7 +138,7 @@ def _begin(
         stored = run.read_settings()
         require_same_plan(run)
         config, plan, split = to_resume(config or stored, stored, run.path), run.read_plan(), run.read_split()
-        _require_equal_shares(config, plan, fabric)
+        require_shares(config, plan, fabric)
     else:
         config = config or TrainConfig()
         if config.unlabelled_batch:
@@ -166,14 +164,8 @@ def _begin(
 def _set_up(
     run: RunFolder, report: CheckReport, config: TrainConfig, fabric: Fabric, progress: Progress
 ) -> tuple[TrainConfig, Plan, Split]:
-    """Plan and split what has been checked, try it, and write what the run is made of."""
-    require_clean(report)
-    _require_one_end(config)
-    require_loggers(config.loggers)
-    device = str(fabric.device)
-    plan = plan_for(report, config, device)
-    progress.say("\n".join(f"- {reason}" for reason in plan.reasons))
-    _require_equal_shares(config, plan, fabric)
+    """Plan and try what has been checked, split it, and write what the run is made of."""
+    resolved, plan = possible(report, config, fabric, progress)
     split = split_for(report, config, progress.say)
     unlabelled = unlabelled_for(report, config, split, progress.say)
     if config.patience is not None and not split.validation:
@@ -182,35 +174,15 @@ def _set_up(
             found=f"patience = {config.patience}, and none to validate on",
             remedy="leave patience out, or set a validation_share above 0",
         )
-    own = dataclasses.replace(plan, batch_size=plan.batch_size // fabric.world_size)
-    part = dataclasses.replace(config, unlabelled_batch=config.unlabelled_batch // fabric.world_size)
-    part = tried(part, own, fabric, progress)
-    resolved = dataclasses.replace(part, batch_size=plan.batch_size, unlabelled_batch=config.unlabelled_batch)
     if config.max_time is not None:
-        steps, reason = steps_within(config.max_time, build(resolved, plan), part, own, device)
+        own = own_share(resolved, plan, fabric)
+        steps, reason = steps_within(config.max_time, build(resolved, plan), *own, resolved.device)
         progress.say(f"- {reason}")
         plan = dataclasses.replace(plan, steps=steps, reasons=(*plan.reasons, reason))
         resolved = dataclasses.replace(resolved, max_steps=steps)
     about = {"unlabelled": list(unlabelled), SEEN: seen_in([report.facts[name] for name in split.train], plan)}
     run.begin(resolved, plan, split, describe_environment(report.dataset.root) | about)
     return resolved, plan, split
-
-
-def _require_equal_shares(config: TrainConfig, plan: Plan, fabric: Fabric) -> None:
-    require_equal_shares(plan.batch_size, fabric)
-    require_equal_shares(config.unlabelled_batch, fabric, "--unlabelled-batch")
-
-
-def _require_one_end(config: TrainConfig) -> None:
-    if config.max_time is None:
-        return
-    seconds_in(config.max_time)
-    if config.max_steps is not None:
-        raise MedContextError(
-            "A training ends after a number of steps or after a time, not both.",
-            found=f"max_steps = {config.max_steps} and max_time = {config.max_time}",
-            remedy="leave one of them out",
-        )
 
 
 def _pretrain(run: RunFolder, begun: _Begun, fabric: Fabric, progress: Progress) -> None:
