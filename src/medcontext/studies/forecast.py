@@ -12,7 +12,7 @@ from pathlib import Path
 from medcontext.data.dataset import Dataset, open_dataset
 from medcontext.errors import MedContextError
 from medcontext.progress import Progress
-from medcontext.studies.study import State, state_of
+from medcontext.studies.study import State, left_of
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.config import TrainConfig
 from medcontext.training.run import RunFolder
@@ -49,7 +49,7 @@ def forecast(
         device: It will be trained on.
         threads: Of each run.
         cache: Folder that remembers what has been checked.
-        recorded: Names of runs that count as done, whatever is in ``out``.
+        recorded: Names of runs that need not be trained, whatever is in ``out``.
         progress: Where to say how far it is.
 
     Raises:
@@ -58,11 +58,9 @@ def forecast(
     progress = progress or Progress(quiet=True)
     known = dict(_measured(out / planned.name for planned in study.runs))
     dataset = _dataset(study, progress)
-    states: dict[str, State] = {planned.name: state_of(planned, out) for planned in study.runs}
-    states |= dict.fromkeys(recorded, "done")
     forecasts = []
     for planned in study.runs:
-        state, seconds = states[planned.name], 0.0
+        state, seconds = left_of(planned, out, recorded), 0.0
         for stage in _stages(planned.config, out / planned.name) if state in ("new", "begun") else ():
             if stage.shape not in known:
                 asked = dataclasses.replace(stage, config=dataclasses.replace(stage.config, device=device, cache=cache))

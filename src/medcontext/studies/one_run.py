@@ -17,7 +17,15 @@ from medcontext.training.run import RunFolder, from_stored, plain
 def task(planned: PlannedRun, data: Path, out: Path, device: str, cache: Path | None) -> str:
     """What the process is told: everything, so that a study file edited meanwhile changes nothing under way."""
     config = dataclasses.replace(planned.config, method=planned.config.method_config(), device=device, cache=cache)
-    return json.dumps({"data": str(data), "out": str(out), "name": planned.name, "config": plain(config)})
+    return json.dumps(
+        {
+            "data": str(data),
+            "out": str(out),
+            "name": planned.name,
+            "missing_parts": planned.missing_parts,
+            "config": plain(config),
+        }
+    )
 
 
 def do(told: dict[str, Any]) -> None:
@@ -25,6 +33,7 @@ def do(told: dict[str, Any]) -> None:
     from medcontext.data.dataset import open_dataset
     from medcontext.progress import Progress
     from medcontext.studies.holdout import score_held_out
+    from medcontext.studies.missing_parts import score_missing_parts
     from medcontext.studies.study import state_of
     from medcontext.training.train import train
 
@@ -32,7 +41,10 @@ def do(told: dict[str, Any]) -> None:
     run = RunFolder(out / told["name"])
     if state_of(PlannedRun(told["name"], {}, config), out) in ("new", "begun"):
         train(told["data"], run.path, config, resume=True, progress=progress)
-    score_held_out(run, open_dataset(Path(told["data"])), device=config.device, progress=progress)
+    dataset = open_dataset(Path(told["data"]))
+    score_held_out(run, dataset, device=config.device, progress=progress)
+    if told["missing_parts"]:
+        score_missing_parts(run, dataset, device=config.device, progress=progress)
     for stage in (run, run.pretraining):
         for checkpoint in (stage.last, stage.previous):
             checkpoint.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
 from medcontext.files import read_json
 from medcontext.studies.convergence import validations
+from medcontext.studies.missing_parts import MISSING, scores_file
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.run import MAY_CHANGE, RunFolder, plain
 
@@ -24,6 +25,8 @@ METRICS = ("dice", "hd95_mm")
 
 PRECISION = ".8g"
 """Of scores in the results, and in every comparison: a run counts alike whether or not its folder is still there."""
+
+Rows = Sequence[Mapping[str, Any]]
 
 _PLACES = MAY_CHANGE | {"split"}
 """Settings that say nothing about what was learned."""
@@ -37,6 +40,7 @@ class Outcome:
         planned: The run.
         facts: Its entry among the ``runs`` of ``STUDY.json``, with all its ``settings``.
         rows: Its scores: :data:`COLUMNS` but ``run`` for each case and label.
+        missing: Kind of :data:`~medcontext.studies.missing_parts.MISSING` -> the scores with such parts missing.
         labels: Number of a label, as text, -> its name, where it has one.
         definition: What the scores mean.
         folder: Its folder; None: it is known from the results alone.
@@ -44,7 +48,8 @@ class Outcome:
 
     planned: PlannedRun
     facts: Mapping[str, Any]
-    rows: Sequence[Mapping[str, Any]]
+    rows: Rows
+    missing: Mapping[str, Rows]
     labels: Mapping[str, str]
     definition: Mapping[str, Any]
     folder: RunFolder | None
@@ -104,9 +109,9 @@ def of_folder(planned: PlannedRun, run: RunFolder) -> Outcome:
         "software": ", ".join(f"{name} {it}" for name, it in {"python": about["python"], **about["versions"]}.items()),
         "settings": {key: value for key, value in flat(config).items() if key.partition(".")[0] not in _PLACES},
     }
-    rows = [{key: _rounded(row[key]) for key in COLUMNS[1:]} for row in evaluation["cases"]]
+    missing = {kind: _rows(read_json(scores_file(run, kind))) for kind in MISSING if planned.missing_parts}
     labels = {label: entry["name"] for label, entry in evaluation["mean"]["labels"].items() if "name" in entry}
-    return Outcome(planned, facts, rows, labels, evaluation["definition"], run)
+    return Outcome(planned, facts, _rows(evaluation), missing, labels, evaluation["definition"], run)
 
 
 def recorded(study: Study, results: Path) -> dict[str, Outcome]:
@@ -127,15 +132,21 @@ def recorded(study: Study, results: Path) -> dict[str, Outcome]:
     try:
         if found["split"] != split_name(split):
             return {}
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for row in csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))):
-            scores = {key: float(row[key]) if row[key] else None for key in METRICS}
-            entry = {"case": row["case"], "label": int(row["label"]), **scores, "outcome": row["outcome"]}
-            rows.setdefault(row["run"], []).append(entry)
+        rows = _read_table(table)
+        kinds = {kind: results / missing_table(study.name, kind) for kind in MISSING}
+        missing = {kind: _read_table(each) for kind, each in kinds.items() if each.is_file()}
         runs = {run["name"]: run | {"settings": found["settings"] | run["settings"]} for run in found["runs"]}
         definition = {key: value for key, value in found["definition"].items() if key != "comparison"}
         return {
-            planned.name: Outcome(planned, runs[planned.name], rows[planned.name], found["labels"], definition, None)
+            planned.name: Outcome(
+                planned,
+                runs[planned.name],
+                rows[planned.name],
+                {kind: of_runs[planned.name] for kind, of_runs in missing.items() if planned.name in of_runs},
+                found["labels"],
+                definition,
+                None,
+            )
             for planned in study.runs
             if planned.name in runs and _as_asked(planned, runs[planned.name]["settings"])
         }
@@ -149,6 +160,11 @@ def recorded(study: Study, results: Path) -> dict[str, Outcome]:
         ) from None
 
 
+def missing_table(study: str, kind: str) -> str:
+    """What the table of scores with such parts missing is called."""
+    return f"{study}-missing-{kind}.csv"
+
+
 def table_of(outcomes: Iterable[Outcome]) -> str:
     """``STUDY.csv``."""
     text = io.StringIO()
@@ -159,6 +175,16 @@ def table_of(outcomes: Iterable[Outcome]) -> str:
             numbers = ["" if row[key] is None else f"{row[key]:{PRECISION}}" for key in METRICS]
             writer.writerow([outcome.planned.name, row["case"], row["label"], *numbers, row["outcome"]])
     return text.getvalue()
+
+
+def _read_table(file: Path) -> Mapping[str, Rows]:
+    """Run -> its rows, of a file that :func:`table_of` wrote."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))):
+        scores = {key: float(row[key]) if row[key] else None for key in METRICS}
+        entry = {"case": row["case"], "label": int(row["label"]), **scores, "outcome": row["outcome"]}
+        rows.setdefault(row["run"], []).append(entry)
+    return rows
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,6 +201,10 @@ def _as_asked(planned: PlannedRun, settings: Mapping[str, Any]) -> bool:
     config = dataclasses.replace(planned.config, method=planned.config.method_config())
     asked = {key: value for key, value in plain(config).items() if value is not None and key not in _PLACES}
     return all(key in settings and settings[key] == value for key, value in flat(asked).items())
+
+
+def _rows(evaluation: Mapping[str, Any]) -> Rows:
+    return [{key: _rounded(row[key]) for key in COLUMNS[1:]} for row in evaluation["cases"]]
 
 
 def _rounded(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from medcontext.evaluation.statistics import DEFINITION
 from medcontext.files import read_json, replacing, write_json, write_text
 from medcontext.studies.convergence import convergence
 from medcontext.studies.extremes import compact, extremes_figure
-from medcontext.studies.outcome import Outcome, of_folder, split_name, table_of
+from medcontext.studies.missing_parts import MISSING
+from medcontext.studies.outcome import METRICS, Outcome, missing_table, of_folder, split_name, table_of
 from medcontext.studies.study import state_of
 from medcontext.studies.study_file import Comparison, Study
 from medcontext.training.run import RunFolder, source_commit
@@ -34,8 +36,9 @@ Done = Sequence[Outcome]
 def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcome] | None = None) -> dict[str, Any]:
     """Write what came of a study so far.
 
-    Into ``results``: ``STUDY.json`` (what is returned), ``STUDY.csv`` (a row per run, case and label), ``STUDY.md``
-    (tables for people), ``STUDY.svg`` (the gains, where anything is compared), ``STUDY-convergence.svg`` (validation
+    Into ``results``: ``STUDY.json`` (what is returned), ``STUDY.csv`` (a row per run, case and label),
+    ``STUDY-missing-KIND.csv`` (the same with parts of the scans missing, where that was scored), ``STUDY.md`` (tables
+    for people), ``STUDY.svg`` (the gains, where anything is compared), ``STUDY-convergence.svg`` (validation
     over the steps), pictures of the best and the worst cases in ``STUDY/``, where the study asks for them and scans and
     predictions are at hand, and ``summary.json`` anew.
 
@@ -50,7 +53,8 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         ``study``, ``about``, ``dataset``, ``split`` (name and hash), ``date``, ``commits``, ``hardware``, ``software``,
         ``settings`` (those that all runs share), ``runs`` (each with the rest of its own), ``missing`` (runs that are
         not done), ``labels`` (their names), ``convergence`` (as
-        :func:`medcontext.studies.convergence.convergence` returns it), ``comparisons`` and ``definition``.
+        :func:`medcontext.studies.convergence.convergence` returns it), ``comparisons``, ``missing_parts`` (the
+        comparisons with parts of the scans missing) and ``definition``.
 
     Raises:
         MedContextError: No run is done, or a run was made with other settings.
@@ -73,10 +77,15 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         "labels": dict(done[0].labels),
         "convergence": convergence(runs),
         "comparisons": list(_comparisons(study, done, results)),
+        "missing_parts": [row for kind in MISSING for row in _with_missing(study, done, kind)],
         "definition": {**done[0].definition, "comparison": dict(DEFINITION)},
     }
     write_json(results / f"{study.name}.json", found)
     write_text(results / f"{study.name}.csv", table_of(done))
+    for kind in MISSING:
+        damaged = _damaged(done, kind)
+        if damaged:
+            write_text(results / missing_table(study.name, kind), table_of(damaged))
     figures = {
         f"{study.name}.svg": gains_figure(found["comparisons"]),
         f"{study.name}-convergence.svg": convergence_figure(found["convergence"]),
@@ -211,6 +220,27 @@ def _comparisons(study: Study, done: Done, results: Path) -> Iterator[dict[str, 
                 "picture": _picture(study, comparison, levels, first, second, results),
                 "verdict": verdict(result, comparison.baseline, comparison.arm),
                 "result": result,
+            }
+
+
+def _damaged(done: Done, kind: str) -> Done:
+    """The runs that were also scored with such parts missing, with those scores."""
+    return [dataclasses.replace(outcome, rows=outcome.missing[kind]) for outcome in done if outcome.missing.get(kind)]
+
+
+def _with_missing(study: Study, done: Done, kind: str) -> Iterator[dict[str, Any]]:
+    for comparison in study.comparisons:
+        for levels, first, second in cells(study, comparison, _damaged(done, kind)):
+            before, after = ([outcome.evaluation for outcome in outcomes] for outcomes in (first, second))
+            result = compare_evaluations(before, after)
+            yield {
+                "missing": kind,
+                "name": comparison.name,
+                "baseline": comparison.baseline,
+                "arm": comparison.arm,
+                "levels": levels,
+                "seeds": [outcome.planned.levels["seed"] for outcome in second],
+                **{metric: result[metric]["overall"] for metric in METRICS},
             }
 
 

@@ -18,6 +18,7 @@ from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
 from medcontext.files import alone_in
 from medcontext.progress import Progress, clock
+from medcontext.studies.missing_parts import MISSING, scores_file
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.run import RunFolder, to_resume
 
@@ -28,7 +29,8 @@ LOOK_SECONDS = 0.5
 
 
 def state_of(planned: PlannedRun, out: Path) -> State:
-    """How far a run is: ``done`` is trained to its end and scored on the held-out cases after that.
+    """How far a run is: ``done`` is trained to its end and scored on the held-out cases after that, in every way that
+    the study asks for.
 
     Raises:
         MedContextError: There is a run of this name with other settings or other held-out cases.
@@ -49,8 +51,16 @@ def state_of(planned: PlannedRun, out: Path) -> State:
         )
     if not run.finished:
         return "begun"
-    scored = run.evaluation.is_file() and run.evaluation.stat().st_mtime >= run.best.stat().st_mtime
+    files = [run.evaluation, *(scores_file(run, kind) for kind in MISSING if planned.missing_parts)]
+    scored = all(file.is_file() and file.stat().st_mtime >= run.best.stat().st_mtime for file in files)
     return "done" if scored else "trained"
+
+
+def left_of(planned: PlannedRun, out: Path, recorded: Collection[str]) -> State:
+    """As :func:`state_of`, and ``done`` where results hold the run (``recorded``), unless what was trained is at hand
+    and only its scoring is left."""
+    state = state_of(planned, out)
+    return "done" if planned.name in recorded and state != "trained" else state
 
 
 def run_study(
@@ -74,7 +84,7 @@ def run_study(
         jobs: Runs at a time.
         device: To train on.
         cache: Folder of prepared cases; None: ``~/.cache/medcontext``.
-        recorded: Names of runs that count as done, whatever is in ``out``.
+        recorded: Names of runs that need not be trained, whatever is in ``out``.
         progress: Where to say how far it is.
 
     Returns:
@@ -92,7 +102,7 @@ def run_study(
         waiting: deque[PlannedRun] = deque()
         for planned in study.runs:
             try:
-                if state_of(planned, out) != "done" and planned.name not in recorded:
+                if left_of(planned, out, recorded) != "done":
                     waiting.append(planned)
             except MedContextError as error:
                 failed[planned.name] = error

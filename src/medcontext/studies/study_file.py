@@ -16,7 +16,7 @@ from medcontext.method.presets import PRESETS, MethodConfig
 from medcontext.training.config import TrainConfig
 
 KEYS = {"name": True, "about": True, "data": True, "split": True, "settings": False, "factors": True,
-        "comparisons": False, "pictures": False}  # fmt: skip
+        "comparisons": False, "pictures": False, "missing_parts": False}  # fmt: skip
 """Key of a study file -> whether it has to be there."""
 
 LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -31,11 +31,13 @@ class PlannedRun:
         name: Its path below the study's folder: the levels, in the order of the factors.
         levels: Factor -> level.
         config: What it is trained with.
+        missing_parts: Whether its held-out cases are also scored with parts of each scan missing.
     """
 
     name: str
     levels: Mapping[str, str]
     config: TrainConfig
+    missing_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def read_study(file: Path, data_root: Path) -> Study:
     Args:
         file: YAML with ``name``, ``about``, ``data`` (a folder below ``data_root``), ``split`` (a split file, relative
             to the study file, else to the data set, which need not be at hand), ``settings``, ``factors``,
-            ``comparisons``, and ``pictures`` (names of comparisons of which the best and worst cases are drawn).
+            ``comparisons``, ``pictures`` (names of comparisons of which the best and worst cases are drawn), and
+            ``missing_parts`` (whether held-out cases are also scored with parts of each scan missing).
         data_root: Folder of the data sets.
 
     Raises:
@@ -97,6 +100,9 @@ def read_study(file: Path, data_root: Path) -> Study:
     content = _read(file)
     data = data_root / str(content["data"])
     split = _split(file, data, str(content["split"]))
+    missing_parts = content.get("missing_parts", False)
+    if not isinstance(missing_parts, bool):
+        raise _wrong(file, f"missing_parts: {missing_parts}", "true or false")
     factors = {str(name): _levels(file, str(name), levels) for name, levels in content["factors"].items()}
     missing = {"arm", "seed"} - set(factors)
     if missing:
@@ -106,7 +112,7 @@ def read_study(file: Path, data_root: Path) -> Study:
         levels = dict(zip(factors, (name for name, _ in chosen), strict=True))
         layers = [content.get("settings") or {}, *(settings for _, settings in chosen)]
         name = "/".join(levels.values())
-        runs.append(PlannedRun(name, levels, _config(file, name, layers, split)))
+        runs.append(PlannedRun(name, levels, _config(file, name, layers, split), missing_parts))
     seeds = list(factors["seed"])
     runs.sort(key=lambda run: seeds.index(run.levels["seed"]))
     comparisons = tuple(_comparison(file, entry, factors["arm"]) for entry in content.get("comparisons") or [])

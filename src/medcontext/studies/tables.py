@@ -9,10 +9,19 @@ from typing import Any
 from medcontext.progress import clock
 from medcontext.studies.convergence import STILL_GAINING, by_arm, in_words
 from medcontext.studies.extremes import RULE
+from medcontext.studies.missing_parts import BLOCK_MM, SHARE
 
 CONVERGENCE = (
     "The better of student and teacher at each validation, mean over the seeds. An arm is at its end if the best of "
     f"this in the last quarter of the training is at most {100 * STILL_GAINING:g} Dice points above the best before."
+)
+
+
+MISSING_PARTS = (
+    f"The same networks on the same held-out cases, with {100 * SHARE:g} % of each scan taken out, of a case the same "
+    f"parts for every network: as blocks of {BLOCK_MM:g} mm all over it with the mean of the rest in their place, as "
+    "the masks of a training do; or as a slab of neighbouring slices that are black, which no training saw. The whole "
+    "truth is to be found, what lies in the missing parts included."
 )
 
 
@@ -37,6 +46,7 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
         parts += ["\n".join(map(_in_words, found["comparisons"]))]
     if gains in figures:
         parts.append(f"![Gain in Dice with 95 % intervals]({gains})")
+    parts += _missing_parts(found["missing_parts"])
     parts += _pictures([each for each in found["comparisons"] if each["picture"]])
     parts += ["## Runs", "Means over seeds, with the lowest and the highest of the seeds.", _arms(found["runs"])]
     parts += ["## Convergence", CONVERGENCE, "\n".join(f"- {in_words(arm)}" for arm in found["convergence"])]
@@ -47,6 +57,27 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
     parts.append(f"All scores of all cases: [{found['study']}.csv]({found['study']}.csv); the settings and everything "
                  f"else: [{found['study']}.json]({found['study']}.json).")  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _missing_parts(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not comparisons:
+        return []
+    rows = [
+        [
+            _cell_name(each).removesuffix(": "),
+            f"{each['arm']} against {each['baseline']} ({each['name']})",
+            each["missing"],
+            str(len(each["seeds"])),
+            f"{each['dice']['first']:.4f}",
+            f"{each['dice']['second']:.4f}",
+            _difference(each["dice"], ".4f"),
+            _difference(each["hd95_mm"], ".3f"),
+        ]
+        for each in comparisons
+    ]
+    heads = ["", "comparison", "missing", "seeds", "Dice before", "Dice", "difference [95 %]",
+             "HD95 mm difference [95 %]"]  # fmt: skip
+    return ["## Where parts of the scans are missing", MISSING_PARTS, _table(heads, rows)]
 
 
 def _pictures(drawn: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,0 +1,88 @@
+"""Held-out cases with a part of each scan missing: what a network that learned context should bear better."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+
+from medcontext.data.dataset import Dataset
+from medcontext.data.scan import Scan, read_scan, spacing_of, write_labels
+from medcontext.evaluation.evaluate import evaluate
+from medcontext.files import write_json
+from medcontext.inference.predictor import Predictor
+from medcontext.progress import Progress
+from medcontext.training.device import choose_device
+from medcontext.training.run import RunFolder
+
+SHARE = 0.3
+"""Of a scan that is missing."""
+
+BLOCK_MM = 12.0
+"""Edge of a missing block."""
+
+
+def blocks(scan: Scan, generator: np.random.Generator) -> Scan:
+    """Cubes all over the scan, each missing with a chance of :data:`SHARE`, the mean of what is left in their place."""
+    shape = scan.array.shape[1:]
+    edges = [max(1, round(BLOCK_MM / length)) for length in spacing_of(scan.affine)]
+    missing = generator.random([-(-size // edge) for size, edge in zip(shape, edges, strict=True)]) < SHARE
+    for axis, (size, edge) in enumerate(zip(shape, edges, strict=True)):
+        missing = missing.repeat(edge, axis).take(range(size), axis)
+    left = scan.array[:, ~missing] if not missing.all() else scan.array.reshape(len(scan.array), -1)
+    return _without(scan, missing, left.mean(axis=1))
+
+
+def slab(scan: Scan, generator: np.random.Generator) -> Scan:
+    """Neighbouring slices of one axis, a share of :data:`SHARE` of all, are black."""
+    axis = int(generator.integers(3))
+    size = scan.array.shape[1 + axis]
+    count = round(SHARE * size)
+    start = int(generator.integers(size - count + 1))
+    missing = np.zeros(scan.array.shape[1:], dtype=bool)
+    np.moveaxis(missing, axis, 0)[start : start + count] = True
+    return _without(scan, missing, scan.array.min(axis=(1, 2, 3)))
+
+
+def _without(scan: Scan, missing: npt.NDArray[np.bool_], fill: npt.NDArray[np.float32]) -> Scan:
+    return dataclasses.replace(scan, array=np.where(missing, fill[:, None, None, None], scan.array))
+
+
+MISSING: dict[str, Callable[[Scan, np.random.Generator], Scan]] = {"blocks": blocks, "slab": slab}
+"""What may be missing -> how it is taken out of a scan."""
+
+
+def scores_file(run: RunFolder, kind: str) -> Path:
+    """Where a run's scores with such parts missing are, beside those of whole scans."""
+    return run.evaluation.with_name(f"missing-{kind}.json")
+
+
+def score_missing_parts(run: RunFolder, dataset: Dataset, *, device: str, progress: Progress) -> None:
+    """Predict and score the run's held-out cases with parts missing; of a case the same parts for every run.
+
+    Args:
+        run: Its folder; ``test/missing-<kind>.json`` is written there, as
+            :func:`medcontext.evaluation.evaluate.evaluate` returns it, for each kind of :data:`MISSING`.
+        dataset: With the scans and their true labels.
+        device: To predict on.
+        progress: Where to say how far it is.
+
+    Raises:
+        MedContextError: A case can't be predicted.
+    """
+    predictor = Predictor.load(run.path, choose_device(device))
+    cases = {name: dataset.cases[name] for name in run.read_split().test}
+    truths = {name: case.label for name, case in cases.items()}
+    for kind, take_out in MISSING.items():
+        with TemporaryDirectory() as room, progress.task(f"{kind} missing ({run.path.name})") as update:
+            for done, (name, case) in enumerate(cases.items()):
+                scan = read_scan(*case.images)
+                left = take_out(scan, np.random.default_rng(zlib.crc32(name.encode())))
+                write_labels(Path(room) / f"{name}.nii.gz", predictor.labels_of(left), scan)
+                update(done + 1, len(cases))
+            write_json(scores_file(run, kind), evaluate(Path(room), truths, predictor.plan.labels))

@@ -1,0 +1,181 @@
+"""Held-out cases with parts of the scans missing: what is taken out, and how studies score it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medcontext.data.dataset import open_dataset
+from medcontext.data.scan import Scan, read_labels, read_scan
+from medcontext.data.split import make_split
+from medcontext.data.split_file import SplitFile, read_split_file, write_split_file
+from medcontext.errors import MedContextError
+from medcontext.inference.predictor import Predictor
+from medcontext.progress import Progress
+from medcontext.studies.conduct import conduct
+from medcontext.studies.missing_parts import BLOCK_MM, MISSING, SHARE, blocks, score_missing_parts, scores_file, slab
+from medcontext.studies.study import left_of, state_of
+from medcontext.studies.study_file import read_study
+from medcontext.training.run import RunFolder
+from tests.conftest import make_tiny
+from tests.test_study import SMALL, TINY, dump
+
+SHAPES = st.tuples(*[st.integers(1, 40)] * 3)
+SPACINGS = st.tuples(*[st.floats(0.3, 15.0)] * 3)
+
+
+def made(shape, spacing, seed) -> Scan:
+    """Two channels of noise, no two voxels alike."""
+    array = np.random.default_rng(seed).permutation(2 * int(np.prod(shape))).reshape(2, *shape).astype(np.float32)
+    return Scan(Path("made up"), array, np.diag([*spacing, 1.0]), None)
+
+
+@given(SHAPES, SPACINGS, st.integers(0, 99))
+def test_blocks_are_cubes_all_over_the_scan_filled_with_the_mean_of_the_rest(shape, spacing, seed):
+    scan = made(shape, spacing, seed)
+    before = scan.array.copy()
+    left = blocks(scan, np.random.default_rng(seed))
+    assert np.array_equal(scan.array, before)
+    assert np.array_equal(left.affine, scan.affine)
+    # Whatever is changed is changed in all channels, to one value each; what is not, is as it was.
+    changed = (left.array != before).any(axis=0)
+    for old, new in zip(before, left.array, strict=True):
+        assert np.array_equal(new[~changed], old[~changed])
+        if changed.any() and not changed.all():
+            assert np.unique(new[changed]) == pytest.approx([old[~changed].mean()], rel=1e-3)
+    edges = [max(1, round(BLOCK_MM / length)) for length in spacing]
+    for start in np.ndindex(*(-(-size // edge) for size, edge in zip(shape, edges, strict=True))):
+        block = changed[tuple(slice(at * edge, (at + 1) * edge) for at, edge in zip(start, edges, strict=True))]
+        # A voxel may by chance have been the mean.
+        assert block.sum() <= 1 or block.sum() >= block.size - 1
+
+
+def test_blocks_take_out_their_share():
+    scan = made((60, 60, 60), (4.0, 4.0, 4.0), 0)
+    shares = [(blocks(scan, np.random.default_rng(seed)).array != scan.array)[0].mean() for seed in range(20)]
+    assert np.mean(shares) == pytest.approx(SHARE, abs=0.01)
+
+
+@given(SHAPES, SPACINGS, st.integers(0, 99))
+def test_a_slab_is_neighbouring_slices_in_black(shape, spacing, seed):
+    scan = made(shape, spacing, seed)
+    left = slab(scan, np.random.default_rng(seed))
+
+    def black(axis, start):
+        array = scan.array.copy()
+        for channel in array:
+            np.moveaxis(channel, axis, 0)[start : start + round(SHARE * shape[axis])] = channel.min()
+        return array
+
+    assert any(np.array_equal(left.array, black(axis, at)) for axis in range(3) for at in range(shape[axis]))
+
+
+def test_every_axis_has_its_turn():
+    scan = made((20, 20, 20), (1.0, 1.0, 1.0), 0)
+    axes = set()
+    for seed in range(30):
+        changed = (slab(scan, np.random.default_rng(seed)).array != scan.array)[0]
+        axes |= {axis for axis in range(3) if changed.mean(axis=tuple({0, 1, 2} - {axis})).max() > 0.99}
+    assert axes == {0, 1, 2}
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory) -> Path:
+    """Data, a split, a study whose scans are also scored with parts missing, and in ``out`` all of its runs."""
+    room = tmp_path_factory.mktemp("missing")
+    cases = open_dataset(make_tiny(room / "data")).cases
+    split = make_split(cases, test_share=0.375, validation_share=0.2, seed=0)
+    write_split_file(room / "split.json", SplitFile("tiny", "a test", (split,)))
+    (room / "study.yaml").write_text(dump({**TINY, **SMALL, "missing_parts": True}))
+    assert done(room, room / "out") == {}
+    return room
+
+
+def done(room, out, results=None) -> dict:
+    return conduct(room / "study.yaml", room, out, device="cpu", cache=room / "cache", results=results)
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(file.read_text().splitlines()))
+
+
+@pytest.mark.parametrize("kind", MISSING)
+def test_scores_are_those_of_scans_with_the_same_parts_missing_for_every_run(room, kind, monkeypatch):
+    given = []
+    monkeypatch.setattr(Predictor, "labels_of", lambda _, scan: given.append(scan.array) or read_labels_of(scan))
+    dataset = open_dataset(room / "data")
+
+    def read_labels_of(scan):
+        # The truth itself, as a network that can't be harmed would say.
+        return read_labels(next(case.label for case in dataset.cases.values() if scan.path in case.images)).array
+
+    run = RunFolder(room / "copy" / kind)
+    shutil.copytree(room / "out" / "supervised" / "seed-0", run.path)
+    for _ in range(2):
+        score_missing_parts(run, dataset, device="cpu", progress=Progress(quiet=True))
+    assert {row["dice"] for row in json.loads(scores_file(run, kind).read_text())["cases"]} == {1.0}
+    first, second = given[: len(given) // 2], given[len(given) // 2 :]
+    assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))
+    test = run.read_split().test
+    scans = [read_scan(*dataset.cases[name].images).array for name in test] * len(MISSING)
+    assert len(first) == len(scans)
+    assert not any(np.array_equal(one, two) for one, two in zip(first, scans, strict=True))
+
+
+def test_the_results_hold_both_kinds_and_every_comparison(room):
+    out, study = room / "out", read_study(room / "study.yaml", room)
+    found = json.loads((out / "tiny.json").read_text())
+    told = [(each["missing"], each["arm"], each["baseline"]) for each in found["missing_parts"]]
+    assert told == [(kind, "medcontext", "supervised") for kind in MISSING]
+    for each in found["missing_parts"]:
+        of_runs = {planned.name: scores_file(RunFolder(out / planned.name), each["missing"]) for planned in study.runs}
+        of_runs = {name: json.loads(file.read_text())["mean"]["dice"] for name, file in of_runs.items()}
+        assert each["dice"]["first"] == pytest.approx(of_runs["supervised/seed-0"])
+        assert each["dice"]["second"] == pytest.approx(of_runs["medcontext/seed-0"])
+        rows = table(out / f"tiny-missing-{each['missing']}.csv")
+        test = read_split_file(room / "split.json").folds[0].test
+        assert {(row["run"], row["case"]) for row in rows} == {(name, case) for name in of_runs for case in test}
+    page = (out / "tiny.md").read_text()
+    assert "## Where parts of the scans are missing" in page
+    assert all(f"| {kind} | 1 |" in page for kind in MISSING)
+
+
+def test_trained_runs_are_scored_without_training_and_outlive_their_folders(room, tmp_path):
+    out, results = tmp_path / "out", tmp_path / "results"
+    shutil.copytree(room / "out", out)
+    study = read_study(room / "study.yaml", room)
+    planned = study.runs[0]
+    run = RunFolder(out / planned.name)
+    weights = run.best.read_bytes()
+    scores = scores_file(run, "slab").read_bytes()
+    scores_file(run, "slab").unlink()
+    assert state_of(planned, out) == "trained"
+    assert left_of(planned, out, [planned.name]) == "trained", "what is at hand is scored, though results know the run"
+    assert done(room, out, results) == {}
+    assert run.best.read_bytes() == weights
+    assert scores_file(run, "slab").read_bytes() == scores
+    whole, names = json.loads((results / "tiny.json").read_text()), sorted(each.name for each in results.iterdir())
+    shutil.rmtree(out)
+    assert left_of(planned, out, [planned.name]) == "done"
+    assert done(room, out, results) == {}
+    assert not list(out.rglob("*.pt")), "trained again"
+    assert json.loads((results / "tiny.json").read_text()) == whole
+    assert sorted(each.name for each in results.iterdir()) == names
+
+
+def test_a_study_says_it_or_is_refused(room, tmp_path):
+    file = tmp_path / "study.yaml"
+    content = {**TINY, **SMALL, "split": str(room / "split.json")}
+    file.write_text(dump({**content, "missing_parts": "blocks"}))
+    with pytest.raises(MedContextError, match="not a study") as error:
+        read_study(file, room)
+    assert "missing_parts: blocks" in error.value.found
+    file.write_text(dump(content))
+    assert not any(planned.missing_parts for planned in read_study(file, room).runs)
