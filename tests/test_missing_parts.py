@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medcontext.data.dataset import open_dataset
@@ -20,14 +20,24 @@ from medcontext.errors import MedContextError
 from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress
 from medcontext.studies.conduct import conduct
-from medcontext.studies.missing_parts import BLOCK_MM, MISSING, SHARE, blocks, score_missing_parts, scores_file, slab
+from medcontext.studies.missing_parts import (
+    BLOCK_MM,
+    MISSING,
+    SHARE,
+    blocks,
+    score_missing_parts,
+    scores_file,
+    slab,
+    what_is_left,
+    write_what_is_left,
+)
 from medcontext.studies.study import left_of, state_of
 from medcontext.studies.study_file import read_study
 from medcontext.training.run import RunFolder
 from tests.conftest import make_tiny
 from tests.test_study import SMALL, TINY, dump
 
-SHAPES = st.tuples(*[st.integers(1, 40)] * 3)
+SHAPES = st.tuples(*[st.integers(1, 14)] * 3)
 SPACINGS = st.tuples(*[st.floats(0.3, 15.0)] * 3)
 
 
@@ -37,6 +47,7 @@ def made(shape, spacing, seed) -> Scan:
     return Scan(Path("made up"), array, np.diag([*spacing, 1.0]), None)
 
 
+@settings(deadline=None)
 @given(SHAPES, SPACINGS, st.integers(0, 99))
 def test_blocks_are_cubes_all_over_the_scan_filled_with_the_mean_of_the_rest(shape, spacing, seed):
     scan = made(shape, spacing, seed)
@@ -63,6 +74,7 @@ def test_blocks_take_out_their_share():
     assert np.mean(shares) == pytest.approx(SHARE, abs=0.01)
 
 
+@settings(deadline=None)
 @given(SHAPES, SPACINGS, st.integers(0, 99))
 def test_a_slab_is_neighbouring_slices_in_black(shape, spacing, seed):
     scan = made(shape, spacing, seed)
@@ -93,7 +105,7 @@ def room(tmp_path_factory) -> Path:
     cases = open_dataset(make_tiny(room / "data")).cases
     split = make_split(cases, test_share=0.375, validation_share=0.2, seed=0)
     write_split_file(room / "split.json", SplitFile("tiny", "a test", (split,)))
-    (room / "study.yaml").write_text(dump({**TINY, **SMALL, "missing_parts": True}))
+    (room / "study.yaml").write_text(dump({**TINY, **SMALL, "pictures": ["equal_steps"], "missing_parts": True}))
     assert done(room, room / "out") == {}
     return room
 
@@ -147,6 +159,25 @@ def test_the_results_hold_both_kinds_and_every_comparison(room):
     assert all(f"| {kind} | 1 |" in page for kind in MISSING)
 
 
+def test_the_pictures_show_what_was_left_of_the_scans(room, tmp_path):
+    out = room / "out"
+    names = ["supervised-medcontext", *(f"supervised-medcontext-missing-{kind}" for kind in MISSING)]
+    drawn = [(out / "tiny" / f"{name}.png").read_bytes() for name in names]
+    assert len(set(drawn)) == len(names)
+    page = (out / "tiny.md").read_text()
+    assert all(f"(tiny/{name}.png)" in page for name in names)
+    for name, case in open_dataset(room / "data").cases.items():
+        for kind in MISSING:
+            shown = read_scan(write_what_is_left(name, case, kind, tmp_path))
+            assert np.array_equal(shown.array[0], what_is_left(name, case, kind).array[0])
+            assert np.allclose(shown.affine, read_scan(*case.images).affine)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Of all files but the page and the JSON, which tell the date."""
+    return {path: path.read_bytes() for path in folder.rglob("*.*") if path.suffix in (".csv", ".png", ".svg")}
+
+
 def test_trained_runs_are_scored_without_training_and_outlive_their_folders(room, tmp_path):
     out, results = tmp_path / "out", tmp_path / "results"
     shutil.copytree(room / "out", out)
@@ -161,13 +192,13 @@ def test_trained_runs_are_scored_without_training_and_outlive_their_folders(room
     assert done(room, out, results) == {}
     assert run.best.read_bytes() == weights
     assert scores_file(run, "slab").read_bytes() == scores
-    whole, names = json.loads((results / "tiny.json").read_text()), sorted(each.name for each in results.iterdir())
+    whole, files = json.loads((results / "tiny.json").read_text()), contents(results)
     shutil.rmtree(out)
     assert left_of(planned, out, [planned.name]) == "done"
     assert done(room, out, results) == {}
     assert not list(out.rglob("*.pt")), "trained again"
     assert json.loads((results / "tiny.json").read_text()) == whole
-    assert sorted(each.name for each in results.iterdir()) == names
+    assert contents(results) == files
 
 
 def test_a_study_says_it_or_is_refused(room, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from medcontext.data.dataset import Dataset, open_dataset
@@ -12,6 +14,7 @@ from medcontext.errors import MedContextError
 from medcontext.evaluation.compare import per_case
 from medcontext.evaluation.summary import mean
 from medcontext.files import read_json
+from medcontext.studies.missing_parts import predictions_folder, scores_file, write_what_is_left
 from medcontext.training.run import RunFolder
 
 DRAWN = 2
@@ -44,7 +47,11 @@ def picture_of_runs(first: Sequence[Path], second: Sequence[Path], names: tuple[
 
 
 def extremes_figure(
-    first: Sequence[RunFolder], second: Sequence[RunFolder], names: tuple[str, str], dataset: Dataset
+    first: Sequence[RunFolder],
+    second: Sequence[RunFolder],
+    names: tuple[str, str],
+    dataset: Dataset,
+    missing: str | None = None,
 ) -> bytes:
     """Contours of the truth and of both methods on a slice of each of these cases (:data:`RULE`).
 
@@ -53,6 +60,8 @@ def extremes_figure(
         second: Those of the other method, in the same order.
         names: What both are called.
         dataset: Where the scans and their true labels are.
+        missing: Draw, and choose by, the scans with such parts missing
+            (:data:`~medcontext.studies.missing_parts.MISSING`) in place of whole ones.
 
     Returns:
         A PNG.
@@ -62,7 +71,12 @@ def extremes_figure(
     """
     from medcontext.evaluation.pictures import OverlayCase, overlay_figure
 
-    before, after = ([read_json(run.evaluation) for run in runs] for runs in (first, second))
+    scored = [[(run.evaluation, run.predictions) for run in runs] for runs in (first, second)]
+    if missing is not None:
+        scored = [
+            [(scores_file(run, missing), predictions_folder(run, missing)) for run in runs] for runs in (first, second)
+        ]
+    before, after = ([read_json(scores) for scores, _ in runs] for runs in scored)
     ranked = list(per_case(before, after).items())
     by_seed = [per_case([one], [other]) for one, other in zip(before, after, strict=True)]
     rows = []
@@ -72,13 +86,19 @@ def extremes_figure(
         having = [seed for seed, gains in enumerate(by_seed) if case in gains]
         seed = min(having, key=lambda seed: abs(by_seed[seed][case] - gain))
         columns = {
-            name: (runs[seed].predictions / f"{case}.nii.gz", _dice(evaluations[seed], case))
-            for name, runs, evaluations in zip(names, (first, second), (before, after), strict=True)
+            name: (runs[seed][1] / f"{case}.nii.gz", _dice(evaluations[seed], case))
+            for name, runs, evaluations in zip(names, scored, (before, after), strict=True)
         }
         scan = dataset.cases[case]
         rows.append(OverlayCase(f"{rank} gain {gain:+.3f}", case, scan.images, scan.label, columns))
     structures = first[0].read_plan().labels.structures
-    return overlay_figure(rows, {number: name for number, (name, _) in structures.items()})
+    with TemporaryDirectory() as room:
+        if missing is not None:
+            shown = {
+                row.name: write_what_is_left(row.name, dataset.cases[row.name], missing, Path(room)) for row in rows
+            }
+            rows = [dataclasses.replace(row, images=(shown[row.name],)) for row in rows]
+        return overlay_figure(rows, {number: name for number, (name, _) in structures.items()})
 
 
 def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, tuple[str, float]]]:

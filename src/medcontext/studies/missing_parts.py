@@ -6,11 +6,11 @@ import dataclasses
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import numpy.typing as npt
 
+from medcontext.data.case import Case
 from medcontext.data.dataset import Dataset
 from medcontext.data.scan import Scan, read_scan, spacing_of, write_labels
 from medcontext.evaluation.evaluate import evaluate
@@ -62,12 +62,31 @@ def scores_file(run: RunFolder, kind: str) -> Path:
     return run.evaluation.with_name(f"missing-{kind}.json")
 
 
+def predictions_folder(run: RunFolder, kind: str) -> Path:
+    """Where the label maps are that were scored."""
+    return run.evaluation.with_name(f"missing-{kind}")
+
+
+def what_is_left(name: str, case: Case, kind: str) -> Scan:
+    """A case's scan with such parts missing: the same ones whenever it is asked for."""
+    return MISSING[kind](read_scan(*case.images), np.random.default_rng(zlib.crc32(name.encode())))
+
+
+def write_what_is_left(name: str, case: Case, kind: str, folder: Path) -> Path:
+    """Write the first channel of it as NIfTI, to be looked at."""
+    import nibabel as nib
+
+    scan, file = what_is_left(name, case, kind), folder / f"{name}-{kind}.nii.gz"
+    nib.save(nib.Nifti1Image(scan.array[0], scan.affine), file)
+    return file
+
+
 def score_missing_parts(run: RunFolder, dataset: Dataset, *, device: str, progress: Progress) -> None:
     """Predict and score the run's held-out cases with parts missing; of a case the same parts for every run.
 
     Args:
-        run: Its folder; ``test/missing-<kind>.json`` is written there, as
-            :func:`medcontext.evaluation.evaluate.evaluate` returns it, for each kind of :data:`MISSING`.
+        run: Its folder; for each kind of :data:`MISSING` label maps are written to ``test/missing-<kind>`` there, and
+            to ``test/missing-<kind>.json`` what :func:`medcontext.evaluation.evaluate.evaluate` returns.
         dataset: With the scans and their true labels.
         device: To predict on.
         progress: Where to say how far it is.
@@ -78,11 +97,12 @@ def score_missing_parts(run: RunFolder, dataset: Dataset, *, device: str, progre
     predictor = Predictor.load(run.path, choose_device(device))
     cases = {name: dataset.cases[name] for name in run.read_split().test}
     truths = {name: case.label for name, case in cases.items()}
-    for kind, take_out in MISSING.items():
-        with TemporaryDirectory() as room, progress.task(f"{kind} missing ({run.path.name})") as update:
+    for kind in MISSING:
+        folder = predictions_folder(run, kind)
+        folder.mkdir(exist_ok=True)
+        with progress.task(f"{kind} missing ({run.path.name})") as update:
             for done, (name, case) in enumerate(cases.items()):
-                scan = read_scan(*case.images)
-                left = take_out(scan, np.random.default_rng(zlib.crc32(name.encode())))
-                write_labels(Path(room) / f"{name}.nii.gz", predictor.labels_of(left), scan)
+                left = what_is_left(name, case, kind)
+                write_labels(folder / f"{name}.nii.gz", predictor.labels_of(left), left)
                 update(done + 1, len(cases))
-            write_json(scores_file(run, kind), evaluate(Path(room), truths, predictor.plan.labels))
+        write_json(scores_file(run, kind), evaluate(folder, truths, predictor.plan.labels))

@@ -16,7 +16,7 @@ from medcontext.evaluation.statistics import DEFINITION
 from medcontext.files import read_json, replacing, write_json, write_text
 from medcontext.studies.convergence import convergence
 from medcontext.studies.extremes import compact, extremes_figure
-from medcontext.studies.missing_parts import MISSING
+from medcontext.studies.missing_parts import MISSING, predictions_folder
 from medcontext.studies.outcome import METRICS, Outcome, missing_table, of_folder, split_name, table_of
 from medcontext.studies.study import state_of
 from medcontext.studies.study_file import Comparison, Study
@@ -77,7 +77,7 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         "labels": dict(done[0].labels),
         "convergence": convergence(runs),
         "comparisons": list(_comparisons(study, done, results)),
-        "missing_parts": [row for kind in MISSING for row in _with_missing(study, done, kind)],
+        "missing_parts": [row for kind in MISSING for row in _with_missing(study, done, kind, results)],
         "definition": {**done[0].definition, "comparison": dict(DEFINITION)},
     }
     write_json(results / f"{study.name}.json", found)
@@ -228,7 +228,7 @@ def _damaged(done: Done, kind: str) -> Done:
     return [dataclasses.replace(outcome, rows=outcome.missing[kind]) for outcome in done if outcome.missing.get(kind)]
 
 
-def _with_missing(study: Study, done: Done, kind: str) -> Iterator[dict[str, Any]]:
+def _with_missing(study: Study, done: Done, kind: str, results: Path) -> Iterator[dict[str, Any]]:
     for comparison in study.comparisons:
         for levels, first, second in cells(study, comparison, _damaged(done, kind)):
             before, after = ([outcome.evaluation for outcome in outcomes] for outcomes in (first, second))
@@ -241,26 +241,39 @@ def _with_missing(study: Study, done: Done, kind: str) -> Iterator[dict[str, Any
                 "levels": levels,
                 "seeds": [outcome.planned.levels["seed"] for outcome in second],
                 **{metric: result[metric]["overall"] for metric in METRICS},
+                "picture": _picture(study, comparison, levels, first, second, results, kind),
             }
 
 
 def _picture(
-    study: Study, comparison: Comparison, levels: Mapping[str, str], first: Done, second: Done, results: Path
+    study: Study,
+    comparison: Comparison,
+    levels: Mapping[str, str],
+    first: Done,
+    second: Done,
+    results: Path,
+    missing: str | None = None,
 ) -> str | None:
-    """Draw the best and the worst cases of a comparison, if that is asked for; where, within results.
+    """Draw the best and the worst cases of a comparison, of whole scans or with such parts missing, if that is asked
+    for; where, within results.
 
     Where scans or predictions are not at hand any more, a picture that was drawn when they were is kept.
     """
     if comparison.name not in study.pictures:
         return None
-    place = "/".join((study.name, "-".join((*levels.values(), comparison.baseline, comparison.arm)) + ".png"))
+    parts = (*levels.values(), comparison.baseline, comparison.arm, *([f"missing-{missing}"] if missing else []))
+    place = "/".join((study.name, "-".join(parts) + ".png"))
+
+    def predictions(run: RunFolder) -> Path:
+        return run.predictions if missing is None else predictions_folder(run, missing)
+
     before, after = (
-        [outcome.folder for outcome in outcomes if outcome.folder and outcome.folder.predictions.is_dir()]
+        [outcome.folder for outcome in outcomes if outcome.folder and predictions(outcome.folder).is_dir()]
         for outcomes in (first, second)
     )
     if not study.data.exists() or (len(before), len(after)) != (len(first), len(second)):
         return place if (results / place).is_file() else None
-    figure = extremes_figure(before, after, (comparison.baseline, comparison.arm), open_dataset(study.data))
+    figure = extremes_figure(before, after, (comparison.baseline, comparison.arm), open_dataset(study.data), missing)
     with replacing(results / place) as file:
         file.write_bytes(compact(figure))
     return place

@@ -47,7 +47,7 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
     if gains in figures:
         parts.append(f"![Gain in Dice with 95 % intervals]({gains})")
     parts += _missing_parts(found["missing_parts"])
-    parts += _pictures([each for each in found["comparisons"] if each["picture"]])
+    parts += _pictures([each for each in (*found["comparisons"], *found["missing_parts"]) if each["picture"]])
     parts += ["## Runs", "Means over seeds, with the lowest and the highest of the seeds.", _arms(found["runs"])]
     parts += ["## Convergence", CONVERGENCE, "\n".join(f"- {in_words(arm)}" for arm in found["convergence"])]
     if curves in figures:
@@ -86,6 +86,7 @@ def _pictures(drawn: Sequence[Mapping[str, Any]]) -> list[str]:
     parts = ["## Best and worst cases", f"Chosen by rule: {RULE}. The thin white line is the truth's outline."]
     for each in drawn:
         title = f"{_cell_name(each)}{each['arm']} against {each['baseline']}"
+        title += f", with {each['missing']} missing" if "missing" in each else ""
         parts += [title, f"![Outlines on the best and the worst cases of {title}]({each['picture']})"]
     return parts
 
