@@ -29,8 +29,8 @@ def study(
         cache: Folder of prepared cases; None: ~/.cache/medcontext.
         results: Folder for tables, figures and the summary; None: the folder of the runs. Runs that it holds with
             these settings are not done again.
-        only: Do the runs whose name matches this pattern, as '4-cases/*' or '*/seed-0'; the results are of all that
-            are done.
+        only: Do the runs whose name matches this pattern, as '4-cases/*' or '*/seed-0', or one of several between
+            commas; the results are of all that are done.
         dry_run: Say what would be run, and how long it would take.
     """
     from medcontext.cli.tables import print_table

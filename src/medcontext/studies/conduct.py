@@ -41,7 +41,8 @@ def conduct(
         cache: Folder of prepared cases; None: ``~/.cache/medcontext``.
         results: Folder for the results of all studies; None: the study's own folder. Runs that it already holds, made
             with these settings, are not done again, though their folders be gone.
-        only: Do the runs whose name matches this shell pattern; the results are of all that are done.
+        only: Do the runs whose name matches this shell pattern, or one of several between commas; the results are of
+            all that are done.
         progress: Where to say how far it is.
 
     Returns:
@@ -105,13 +106,14 @@ def rehearse(
 
 def _chosen(study: Study, only: str) -> Study:
     """The study with the runs of such names alone."""
-    runs = tuple(planned for planned in study.runs if fnmatchcase(planned.name, only))
+    patterns = only.split(",")
+    runs = tuple(each for each in study.runs if any(fnmatchcase(each.name, pattern) for pattern in patterns))
     if not runs:
         raise MedContextError(
             "No run of this study has such a name.",
             file=study.file,
             found=f"--only {only}",
-            expected=f"a pattern of names as {study.runs[0].name} (* stands for any characters)",
+            expected=f"names as {study.runs[0].name}, * standing for any characters, several between commas",
             remedy="--dry-run lists the names",
         )
     return dataclasses.replace(study, runs=runs)
