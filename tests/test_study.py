@@ -27,8 +27,8 @@ from medcontext.method.presets import PRESETS
 from medcontext.progress import Progress
 from medcontext.studies.conduct import conduct, rehearse
 from medcontext.studies.convergence import convergence, in_words
+from medcontext.studies.extremes import Scored, extremes_figure, picture_of_runs
 from medcontext.studies.extremes import _chosen as chosen
-from medcontext.studies.extremes import extremes_figure, picture_of_runs
 from medcontext.studies.figures import convergence_figure
 from medcontext.studies.forecast import forecast
 from medcontext.studies.outcome import recorded
@@ -430,7 +430,11 @@ def test_the_drawn_cases_are_those_of_the_largest_and_the_smallest_gain(conducte
             runs.append(made_up_scores(source, tmp_path / f"{arm}-{seed}", dices))
     drawn = []
     monkeypatch.setattr(pictures, "overlay_figure", lambda cases, names: drawn.extend(cases) or b"")
-    extremes_figure(before, after, ("before", "after"), open_dataset(room / "data"))
+    first, second = (
+        [Scored(json.loads(run.evaluation.read_text()), run.predictions) for run in runs] for runs in (before, after)
+    )
+    rest = ("before", "after"), open_dataset(room / "data"), before[0].read_plan().labels
+    extremes_figure(first, second, *rest)
     assert [(case.rank, case.name) for case in drawn] == [
         ("largest gain +0.333", "case_03"),
         ("largest gain +0.200", "case_00"),
@@ -443,6 +447,14 @@ def test_the_drawn_cases_are_those_of_the_largest_and_the_smallest_gain(conducte
             "after": (after[seed].predictions / f"{case.name}.nii.gz", pytest.approx(0.4 + gains[case.name][seed])),
         }
         assert case.truth == room / "data" / "labelsTr" / f"{case.name}.nii.gz"
+    drawn.clear()
+    # A seed whose label maps are gone counts, and another one is shown.
+    extremes_figure(first, [*second[:2], dataclasses.replace(second[2], predictions=None)], *rest)
+    assert [case.rank.split()[-1] for case in drawn] == ["+0.333", "+0.200", "+0.000", "-0.100"]
+    shown = [case.predictions["after"][0] for case in drawn]
+    assert shown == [
+        after[seed].predictions / f"{case.name}.nii.gz" for case, seed in zip(drawn, (1, 1, 0, 1), strict=True)
+    ]
     drawn.clear()
     file = tmp_path / "extremes.png"
     assert command("compare", before[0].path, after[0].path, "--pictures", file) == 0

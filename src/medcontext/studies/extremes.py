@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from medcontext.data.dataset import Dataset, open_dataset
+from medcontext.data.labels import Labels
 from medcontext.errors import MedContextError
 from medcontext.evaluation.compare import per_case
 from medcontext.evaluation.summary import mean
 from medcontext.files import read_json
-from medcontext.studies.missing_parts import predictions_folder, scores_file, write_what_is_left
+from medcontext.studies.missing_parts import write_what_is_left
 from medcontext.training.run import RunFolder
 
 DRAWN = 2
@@ -24,8 +25,17 @@ WIDTH = 700
 
 RULE = (
     "the two cases whose Dice gains most, and the two that gain least or lose most, by the mean over the seeds; of "
-    "each the run of the seed whose own gain is nearest to that mean"
+    "each the run, of those at hand, of the seed whose own gain is nearest to that mean"
 )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of a run's held-out cases, as :func:`medcontext.evaluation.evaluate.evaluate` returns them, and the folder
+    of the label maps that have them (None: not at hand)."""
+
+    evaluation: Mapping[str, Any]
+    predictions: Path | None
 
 
 def picture_of_runs(first: Sequence[Path], second: Sequence[Path], names: tuple[str, str]) -> bytes:
@@ -34,8 +44,8 @@ def picture_of_runs(first: Sequence[Path], second: Sequence[Path], names: tuple[
     Raises:
         MedContextError: One of them is no run folder that has been scored, or its data set is gone.
     """
-    before, after = ([RunFolder(path) for path in paths] for paths in (first, second))
-    for run in (*before, *after):
+    runs = [RunFolder(path) for path in (*first, *second)]
+    for run in runs:
         if not run.evaluation.is_file():
             raise MedContextError(
                 "Pictures can be drawn only of runs whose held-out cases have been predicted and scored.",
@@ -43,25 +53,29 @@ def picture_of_runs(first: Sequence[Path], second: Sequence[Path], names: tuple[
                 expected="a run folder with test/evaluation.json",
                 remedy="write the run's report first (medcontext report), or leave out pictures",
             )
-    return extremes_figure(before, after, names, open_dataset(Path(read_json(before[0].about)["data"])))
+    scored = [Scored(read_json(run.evaluation), run.predictions) for run in runs]
+    dataset = open_dataset(Path(read_json(runs[0].about)["data"]))
+    return extremes_figure(scored[: len(first)], scored[len(first) :], names, dataset, runs[0].read_plan().labels)
 
 
 def extremes_figure(
-    first: Sequence[RunFolder],
-    second: Sequence[RunFolder],
+    first: Sequence[Scored],
+    second: Sequence[Scored],
     names: tuple[str, str],
     dataset: Dataset,
+    labels: Labels,
     missing: str | None = None,
 ) -> bytes:
     """Contours of the truth and of both methods on a slice of each of these cases (:data:`RULE`).
 
     Args:
-        first: Scored runs of the baseline, one for each seed.
-        second: Those of the other method, in the same order.
+        first: Of the baseline, one for each seed.
+        second: Of the other method, in the same order. Label maps of both have to be at hand for one seed at least.
         names: What both are called.
         dataset: Where the scans and their true labels are.
-        missing: Draw, and choose by, the scans with such parts missing
-            (:data:`~medcontext.studies.missing_parts.MISSING`) in place of whole ones.
+        labels: What the numbers in the label maps mean.
+        missing: Show the scans with such parts missing (:data:`~medcontext.studies.missing_parts.MISSING`), which is
+            how the label maps were made.
 
     Returns:
         A PNG.
@@ -71,34 +85,26 @@ def extremes_figure(
     """
     from medcontext.evaluation.pictures import OverlayCase, overlay_figure
 
-    scored = [[(run.evaluation, run.predictions) for run in runs] for runs in (first, second)]
-    if missing is not None:
-        scored = [
-            [(scores_file(run, missing), predictions_folder(run, missing)) for run in runs] for runs in (first, second)
-        ]
-    before, after = ([read_json(scores) for scores, _ in runs] for runs in scored)
-    ranked = list(per_case(before, after).items())
-    by_seed = [per_case([one], [other]) for one, other in zip(before, after, strict=True)]
+    pairs = list(zip(first, second, strict=True))
+    ranked = list(per_case([one.evaluation for one, _ in pairs], [other.evaluation for _, other in pairs]).items())
+    by_seed = [per_case([one.evaluation], [other.evaluation]) for one, other in pairs]
+    at_hand = [seed for seed, pair in enumerate(pairs) if all(each.predictions is not None for each in pair)]
     rows = []
-    for rank, (case, gain) in _chosen(ranked):
-        if case not in dataset.cases:
-            raise MedContextError("A scored case is not in the data set any more.", file=dataset.root, found=case)
-        having = [seed for seed, gains in enumerate(by_seed) if case in gains]
-        seed = min(having, key=lambda seed: abs(by_seed[seed][case] - gain))
-        columns = {
-            name: (runs[seed][1] / f"{case}.nii.gz", _dice(evaluations[seed], case))
-            for name, runs, evaluations in zip(names, scored, (before, after), strict=True)
-        }
-        scan = dataset.cases[case]
-        rows.append(OverlayCase(f"{rank} gain {gain:+.3f}", case, scan.images, scan.label, columns))
-    structures = first[0].read_plan().labels.structures
     with TemporaryDirectory() as room:
-        if missing is not None:
-            shown = {
-                row.name: write_what_is_left(row.name, dataset.cases[row.name], missing, Path(room)) for row in rows
+        for rank, (case, gain) in _chosen([each for each in ranked if any(each[0] in by_seed[s] for s in at_hand)]):
+            if case not in dataset.cases:
+                raise MedContextError("A scored case is not in the data set any more.", file=dataset.root, found=case)
+            having = [seed for seed in at_hand if case in by_seed[seed]]
+            seed = min(having, key=lambda seed: abs(by_seed[seed][case] - gain))
+            columns = {
+                name: (each.predictions / f"{case}.nii.gz", _dice(each.evaluation, case))
+                for name, each in zip(names, pairs[seed], strict=True)
+                if each.predictions is not None
             }
-            rows = [dataclasses.replace(row, images=(shown[row.name],)) for row in rows]
-        return overlay_figure(rows, {number: name for number, (name, _) in structures.items()})
+            scan = dataset.cases[case]
+            images = scan.images if missing is None else (write_what_is_left(case, scan, missing, Path(room)),)
+            rows.append(OverlayCase(f"{rank} gain {gain:+.3f}", case, images, scan.label, columns))
+        return overlay_figure(rows, {number: name for number, (name, _) in labels.structures.items()})
 
 
 def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, tuple[str, float]]]:

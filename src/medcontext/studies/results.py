@@ -15,7 +15,7 @@ from medcontext.evaluation.compare import compare_evaluations, per_case, verdict
 from medcontext.evaluation.statistics import DEFINITION
 from medcontext.files import read_json, replacing, write_json, write_text
 from medcontext.studies.convergence import convergence
-from medcontext.studies.extremes import compact, extremes_figure
+from medcontext.studies.extremes import Scored, compact, extremes_figure
 from medcontext.studies.missing_parts import MISSING, predictions_folder
 from medcontext.studies.outcome import METRICS, Outcome, missing_table, of_folder, split_name, table_of
 from medcontext.studies.study import state_of
@@ -257,26 +257,36 @@ def _picture(
     """Draw the best and the worst cases of a comparison, of whole scans or with such parts missing, if that is asked
     for; where, within results.
 
-    Where scans or predictions are not at hand any more, a picture that was drawn when they were is kept.
+    Where scans, or the label maps of all seeds, are not at hand any more, a picture that was drawn when they were is
+    kept.
     """
     if comparison.name not in study.pictures:
         return None
     parts = (*levels.values(), comparison.baseline, comparison.arm, *([f"missing-{missing}"] if missing else []))
     place = "/".join((study.name, "-".join(parts) + ".png"))
 
-    def predictions(run: RunFolder) -> Path:
-        return run.predictions if missing is None else predictions_folder(run, missing)
-
-    before, after = (
-        [outcome.folder for outcome in outcomes if outcome.folder and predictions(outcome.folder).is_dir()]
-        for outcomes in (first, second)
-    )
-    if not study.data.exists() or (len(before), len(after)) != (len(first), len(second)):
+    scored = [[_scored(outcome, missing) for outcome in outcomes] for outcomes in (first, second)]
+    at_hand = [
+        outcome.folder
+        for outcome, *pair in zip(first, *scored, strict=True)
+        if outcome.folder and all(each.predictions for each in pair)
+    ]
+    if not study.data.exists() or not at_hand:
         return place if (results / place).is_file() else None
-    figure = extremes_figure(before, after, (comparison.baseline, comparison.arm), open_dataset(study.data), missing)
+    labels = at_hand[0].read_plan().labels
+    names = (comparison.baseline, comparison.arm)
+    figure = extremes_figure(scored[0], scored[1], names, open_dataset(study.data), labels, missing)
     with replacing(results / place) as file:
         file.write_bytes(compact(figure))
     return place
+
+
+def _scored(outcome: Outcome, missing: str | None) -> Scored:
+    """What there is to draw of a run, of whole scans or with such parts missing."""
+    run, folder = outcome.folder, None
+    if run is not None:
+        folder = run.predictions if missing is None else predictions_folder(run, missing)
+    return Scored(outcome.evaluation, folder if folder and folder.is_dir() else None)
 
 
 def _mean_seconds(runs: Done) -> float:
