@@ -20,7 +20,7 @@ CONVERGENCE = (
 MISSING_PARTS = (
     f"The same networks on the same held-out cases, with {100 * SHARE:g} % of each scan taken out, the same "
     f"parts for every network: as blocks of {BLOCK_MM:g} mm all over it with the mean of the rest in their place, as "
-    "the masks of a training do; or as a slab of neighbouring slices that are black, which no training saw. The whole "
+    "the masks of a training do; or as a slab of neighbouring slices that are black, unlike those masks. The whole "
     "truth is to be found, what lies in the missing parts included."
 )
 
