@@ -75,8 +75,9 @@ class Server:
         handler.end_headers()
         stop = start + self.cuts.pop(0) if self.cuts else len(self.content)
         body = self.content[start:stop]
-        handler.wfile.write(body)
+        # Before the client has it all, and looks.
         self.sent += len(body)
+        handler.wfile.write(body)
 
     def close(self) -> None:
         self._http.shutdown()
