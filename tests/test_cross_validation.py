@@ -256,14 +256,16 @@ def test_settings_that_are_not_said_again_stay_as_they_were(crossed, room, tmp_p
     assert out.summary.read_bytes() == crossed.summary.read_bytes()
 
 
-def test_replacing_removes_folds_and_nothing_else(crossed, room, tmp_path, steps):
+def test_replacing_removes_folds_and_nothing_else(crossed, room, tmp_path, steps, monkeypatch):
     out = copied(crossed, tmp_path / "out")
     (out.path / "notes.txt").write_text("mine")
     broken = make_tiny(tmp_path / "broken", cases=7)
     (broken / "labelsTr" / "case_03.nii.gz").write_bytes(b"broken")
     bad = ["train", broken, *arguments(room, out.path, "--folds", 2, "--replace")[2:]]
     assert run(*bad) == 1
-    assert run(*arguments(room, out.path, "--folds", 2, "--replace", "--patch", "[4096,4096,4096]")) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("medcontext.training.setup.free_memory", lambda *_: 0)
+        assert run(*arguments(room, out.path, "--folds", 2, "--replace")) == 1
     assert summary(out) == summary(crossed)
     assert all(out.run(fold).finished for fold in range(FOLDS))
     assert run(*arguments(room, out.path, "--folds", 2, "--replace", "--max-steps", 1)) == 0
