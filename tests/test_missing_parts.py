@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from medcontext.data.dataset import open_dataset
 from medcontext.data.scan import Scan, read_labels, read_scan
-from medcontext.data.split import make_split
-from medcontext.data.split_file import SplitFile, read_split_file, write_split_file
+from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
 from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress
@@ -34,8 +33,7 @@ from medcontext.studies.missing_parts import (
 from medcontext.studies.study import left_of, state_of
 from medcontext.studies.study_file import read_study
 from medcontext.training.run import RunFolder
-from tests.conftest import make_tiny
-from tests.test_study import SMALL, TINY, dump
+from tests.test_study import SMALL, TINY, dump, furnished
 
 SHAPES = st.tuples(*[st.integers(1, 14)] * 3)
 SPACINGS = st.tuples(*[st.floats(0.3, 15.0)] * 3)
@@ -101,10 +99,7 @@ def test_every_axis_has_its_turn():
 @pytest.fixture(scope="module")
 def room(tmp_path_factory) -> Path:
     """Data, a split, a study whose scans are also scored with parts missing, and in ``out`` all of its runs."""
-    room = tmp_path_factory.mktemp("missing")
-    cases = open_dataset(make_tiny(room / "data")).cases
-    split = make_split(cases, test_share=0.375, validation_share=0.2, seed=0)
-    write_split_file(room / "split.json", SplitFile("tiny", "a test", (split,)))
+    room = furnished(tmp_path_factory.mktemp("missing"))
     (room / "study.yaml").write_text(dump({**TINY, **SMALL, "pictures": ["equal_steps"], "missing_parts": True}))
     assert done(room, room / "out") == {}
     return room
@@ -149,14 +144,15 @@ def test_the_results_hold_both_kinds_and_every_comparison(room):
     for each in found["missing_parts"]:
         of_runs = {planned.name: scores_file(RunFolder(out / planned.name), each["missing"]) for planned in study.runs}
         of_runs = {name: json.loads(file.read_text())["mean"]["dice"] for name, file in of_runs.items()}
-        assert each["dice"]["first"] == pytest.approx(of_runs["supervised/seed-0"])
-        assert each["dice"]["second"] == pytest.approx(of_runs["medcontext/seed-0"])
+        dice = each["result"]["dice"]["overall"]
+        assert dice["first"] == pytest.approx(of_runs["supervised/seed-0"])
+        assert dice["second"] == pytest.approx(of_runs["medcontext/seed-0"])
         rows = table(out / f"tiny-missing-{each['missing']}.csv")
         test = read_split_file(room / "split.json").folds[0].test
         assert {(row["run"], row["case"]) for row in rows} == {(name, case) for name in of_runs for case in test}
     page = (out / "tiny.md").read_text()
     assert "## Where parts of the scans are missing" in page
-    assert all(f"| {kind} | 1 |" in page for kind in MISSING)
+    assert all(f"| {kind} |  | medcontext against supervised (equal_steps) | 1 |" in page for kind in MISSING)
 
 
 def test_the_pictures_show_what_was_left_of_the_scans(room, tmp_path):

@@ -77,7 +77,11 @@ def dump(content) -> str:
 @pytest.fixture(scope="module")
 def room(tmp_path_factory) -> Path:
     """A folder with data, a split, and the study above as it should be, read-only."""
-    room = tmp_path_factory.mktemp("study")
+    return furnished(tmp_path_factory.mktemp("study"))
+
+
+def furnished(room: Path) -> Path:
+    """With data and a split in it."""
     cases = open_dataset(make_tiny(room / "data")).cases
     split = make_split(cases, test_share=0.375, validation_share=0.2, seed=0)
     write_split_file(room / "split.json", SplitFile("tiny", "a test", (split,)))

@@ -38,19 +38,10 @@ def study(
 
     progress = Progress()
     if dry_run:
-        print_table(
-            rehearse(
-                file,
-                data_root,
-                out,
-                jobs=jobs,
-                device=device,
-                cache=cache,
-                results=results,
-                only=only,
-                progress=progress,
-            )
+        table = rehearse(
+            file, data_root, out, jobs=jobs, device=device, cache=cache, results=results, only=only, progress=progress
         )
+        print_table(table)
         return 0
     failed = conduct(
         file, data_root, out, jobs=jobs, device=device, cache=cache, results=results, only=only, progress=progress

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from medcontext.data.case import Case
 from medcontext.data.dataset import Dataset
 from medcontext.data.scan import Scan, read_scan, spacing_of, write_labels
+from medcontext.data.writing import write_nifti
 from medcontext.evaluation.evaluate import evaluate
 from medcontext.files import write_json
 from medcontext.inference.predictor import Predictor
@@ -74,10 +75,8 @@ def what_is_left(name: str, case: Case, kind: str) -> Scan:
 
 def write_what_is_left(name: str, case: Case, kind: str, folder: Path) -> Path:
     """Write the first channel of it as NIfTI, to be looked at."""
-    import nibabel as nib
-
     scan, file = what_is_left(name, case, kind), folder / f"{name}-{kind}.nii.gz"
-    nib.save(nib.Nifti1Image(scan.array[0], scan.affine), file)
+    write_nifti(file, scan.array[0], scan.affine, scan.header)
     return file
 
 

@@ -17,7 +17,7 @@ from medcontext.files import read_json, replacing, write_json, write_text
 from medcontext.studies.convergence import convergence
 from medcontext.studies.extremes import Scored, compact, extremes_figure
 from medcontext.studies.missing_parts import MISSING, predictions_folder
-from medcontext.studies.outcome import METRICS, Outcome, missing_table, of_folder, split_name, table_of
+from medcontext.studies.outcome import Outcome, missing_table, of_folder, split_name, table_of
 from medcontext.studies.study import state_of
 from medcontext.studies.study_file import Comparison, Study
 from medcontext.training.run import RunFolder, source_commit
@@ -77,7 +77,11 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         "labels": dict(done[0].labels),
         "convergence": convergence(runs),
         "comparisons": list(_comparisons(study, done, results)),
-        "missing_parts": [row for kind in MISSING for row in _with_missing(study, done, kind, results)],
+        "missing_parts": [
+            {"missing": kind, **row}
+            for kind in MISSING
+            for row in _comparisons(study, _damaged(done, kind), results, kind)
+        ],
         "definition": {**done[0].definition, "comparison": dict(DEFINITION)},
     }
     write_json(results / f"{study.name}.json", found)
@@ -197,7 +201,7 @@ def cells(study: Study, comparison: Comparison, done: Done) -> Iterator[tuple[di
             yield dict(other), [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def _comparisons(study: Study, done: Done, results: Path) -> Iterator[dict[str, Any]]:
+def _comparisons(study: Study, done: Done, results: Path, missing: str | None = None) -> Iterator[dict[str, Any]]:
     for comparison in study.comparisons:
         for levels, first, second in cells(study, comparison, done):
             before, after = ([outcome.evaluation for outcome in outcomes] for outcomes in (first, second))
@@ -217,7 +221,7 @@ def _comparisons(study: Study, done: Done, results: Path) -> Iterator[dict[str, 
                 "seconds": [_mean_seconds(first), _mean_seconds(second)],
                 "helped_most": [list(each) for each in ranked[:EXTREMES]],
                 "hurt_most": [list(each) for each in ranked[::-1][:EXTREMES]],
-                "picture": _picture(study, comparison, levels, first, second, results),
+                "picture": _picture(study, comparison, levels, first, second, results, missing),
                 "verdict": verdict(result, comparison.baseline, comparison.arm),
                 "result": result,
             }
@@ -228,23 +232,6 @@ def _damaged(done: Done, kind: str) -> Done:
     return [dataclasses.replace(outcome, rows=outcome.missing[kind]) for outcome in done if outcome.missing.get(kind)]
 
 
-def _with_missing(study: Study, done: Done, kind: str, results: Path) -> Iterator[dict[str, Any]]:
-    for comparison in study.comparisons:
-        for levels, first, second in cells(study, comparison, _damaged(done, kind)):
-            before, after = ([outcome.evaluation for outcome in outcomes] for outcomes in (first, second))
-            result = compare_evaluations(before, after)
-            yield {
-                "missing": kind,
-                "name": comparison.name,
-                "baseline": comparison.baseline,
-                "arm": comparison.arm,
-                "levels": levels,
-                "seeds": [outcome.planned.levels["seed"] for outcome in second],
-                **{metric: result[metric]["overall"] for metric in METRICS},
-                "picture": _picture(study, comparison, levels, first, second, results, kind),
-            }
-
-
 def _picture(
     study: Study,
     comparison: Comparison,
@@ -252,7 +239,7 @@ def _picture(
     first: Done,
     second: Done,
     results: Path,
-    missing: str | None = None,
+    missing: str | None,
 ) -> str | None:
     """Draw the best and the worst cases of a comparison, of whole scans or with such parts missing, if that is asked
     for; where, within results.

@@ -60,24 +60,10 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
 
 
 def _missing_parts(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not comparisons:
+    rows = [[each["missing"], *_compared(each)] for each in comparisons if each["result"]["dice"]["overall"]]
+    if not rows:
         return []
-    rows = [
-        [
-            _cell_name(each).removesuffix(": "),
-            f"{each['arm']} against {each['baseline']} ({each['name']})",
-            each["missing"],
-            str(len(each["seeds"])),
-            f"{each['dice']['first']:.4f}",
-            f"{each['dice']['second']:.4f}",
-            _difference(each["dice"], ".4f"),
-            _difference(each["hd95_mm"], ".3f"),
-        ]
-        for each in comparisons
-    ]
-    heads = ["", "comparison", "missing", "seeds", "Dice before", "Dice", "difference [95 %]",
-             "HD95 mm difference [95 %]"]  # fmt: skip
-    return ["## Where parts of the scans are missing", MISSING_PARTS, _table(heads, rows)]
+    return ["## Where parts of the scans are missing", MISSING_PARTS, _table(["missing", *COMPARED], rows)]
 
 
 def _pictures(drawn: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -98,30 +84,33 @@ def _in_words(comparison: Mapping[str, Any]) -> str:
     return f"- {_cell_name(comparison)}{comparison['verdict']} Largest gains: {helped}; smallest: {hurt}."
 
 
+COMPARED = ("", "comparison", "seeds", "Dice before", "Dice", "difference [95 %]", "p", "win/tie/loss",
+            "HD95 mm difference [95 %]")  # fmt: skip
+
+
+def _compared(comparison: Mapping[str, Any]) -> list[str]:
+    """Cells of :data:`COMPARED`, of a comparison in which there are scores."""
+    dice, hd95 = (comparison["result"][metric]["overall"] for metric in ("dice", "hd95_mm"))
+    return [
+        _cell_name(comparison).removesuffix(": "),
+        f"{comparison['arm']} against {comparison['baseline']} ({comparison['name']})",
+        str(len(comparison["seeds"])),
+        f"{dice['first']:.4f}",
+        f"{dice['second']:.4f}",
+        _difference(dice, ".4f"),
+        f"{dice['p']:.2g}",
+        f"{dice['wins']}/{dice['ties']}/{dice['losses']}",
+        _difference(hd95, ".3f"),
+    ]
+
+
 def _comparisons(comparisons: Iterable[Mapping[str, Any]]) -> str:
     rows = []
     for each in comparisons:
-        dice, hd95 = each["result"]["dice"]["overall"], each["result"]["hd95_mm"]["overall"]
-        if dice is None:
-            continue
-        first, second = each["seconds"]
-        rows.append(
-            [
-                _cell_name(each).removesuffix(": "),
-                f"{each['arm']} against {each['baseline']} ({each['name']})",
-                str(len(each["seeds"])),
-                f"{dice['first']:.4f}",
-                f"{dice['second']:.4f}",
-                _difference(dice, ".4f"),
-                f"{dice['p']:.2g}",
-                f"{dice['wins']}/{dice['ties']}/{dice['losses']}",
-                _difference(hd95, ".3f"),
-                f"{second / first:.2f}" if first else "-",
-            ]
-        )
-    heads = ["", "comparison", "seeds", "Dice before", "Dice", "difference [95 %]", "p", "win/tie/loss",
-             "HD95 mm difference [95 %]", "time ratio"]  # fmt: skip
-    return _table(heads, rows)
+        if each["result"]["dice"]["overall"]:
+            first, second = each["seconds"]
+            rows.append([*_compared(each), f"{second / first:.2f}" if first else "-"])
+    return _table([*COMPARED, "time ratio"], rows)
 
 
 def _arms(runs: Sequence[Mapping[str, Any]]) -> str:
