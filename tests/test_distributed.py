@@ -106,10 +106,12 @@ def test_processes_of_torchrun_stop_together_and_one_goes_on(tiny, settings, tmp
 
 LEAVE = """
 import atexit
+import os
 import torch
 from medcontext.training.config import TrainConfig
 from medcontext.training.distribution import launch
-atexit.register(lambda: print("open" if torch.distributed.is_initialized() else "closed"))
+# In one write, so that what one process says can't come between a word of the other and the end of its line.
+atexit.register(lambda: os.write(1, b"open\\n" if torch.distributed.is_initialized() else b"closed\\n"))
 fabric = launch(TrainConfig(device="cpu", devices=2))
 assert fabric.world_size == 2 and torch.distributed.is_initialized()
 """

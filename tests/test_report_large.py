@@ -189,4 +189,5 @@ def test_the_page_is_whole_without_its_script(browser, page, tmp_path):
     without = browser.picture()
     opened(browser, page, width=1180, height=900)
     time.sleep(0.2)
-    np.testing.assert_array_equal(without[:600], browser.picture()[:600])
+    # Chromium rounds an edge between two colours now one way and now the other, by 1 of 255.
+    np.testing.assert_allclose(without[:600].astype(int), browser.picture()[:600].astype(int), rtol=0, atol=2)
