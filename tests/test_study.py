@@ -213,7 +213,7 @@ def test_no_choice_is_made_on_the_held_out_hippocampi():
     assert set(few.train) == set(main.train)
     assert set(few.validation) == set(development.validation) < set(main.validation)
     assert set(development.train) | set(development.test) == set(main.train)
-    for name in ("ablation", "ablation-unetr", "convergence", "development", "learning-rate"):
+    for name in ("ablation", "convergence", "development", "forms", "hiding-nnformer", "learning-rate", "teacher"):
         content = yaml.safe_load((SHIPPED[0].parent / f"{name}-hippocampus.yaml").read_text())
         assert content["split"] == "splits/hippocampus-development.json"
 
