@@ -181,12 +181,14 @@ def test_trained_runs_are_scored_without_training_and_outlive_their_folders(room
     planned = study.runs[0]
     run = RunFolder(out / planned.name)
     weights = run.best.read_bytes()
+    whole_scored = run.evaluation.stat().st_mtime_ns
     scores = scores_file(run, "slab").read_bytes()
     scores_file(run, "slab").unlink()
     assert state_of(planned, out) == "trained"
     assert left_of(planned, out, [planned.name]) == "trained", "what is at hand is scored, though results know the run"
     assert done(room, out, results) == {}
     assert run.best.read_bytes() == weights
+    assert run.evaluation.stat().st_mtime_ns == whole_scored, "whole scans were scored again"
     assert scores_file(run, "slab").read_bytes() == scores
     whole, files = json.loads((results / "tiny.json").read_text()), contents(results)
     shutil.rmtree(out)

@@ -29,7 +29,8 @@ def task(planned: PlannedRun, data: Path, out: Path, device: str, cache: Path | 
 
 
 def do(told: dict[str, Any]) -> None:
-    """Train the run to its end, score its held-out cases, and remove the checkpoints that are no longer needed."""
+    """Train the run to its end, score its held-out cases in the ways that are left, and remove the checkpoints that are
+    no longer needed."""
     from medcontext.data.dataset import open_dataset
     from medcontext.progress import Progress
     from medcontext.studies.holdout import score_held_out
@@ -39,10 +40,12 @@ def do(told: dict[str, Any]) -> None:
 
     out, config, progress = Path(told["out"]), from_stored(told["config"]), Progress()
     run = RunFolder(out / told["name"])
-    if state_of(PlannedRun(told["name"], {}, config), out) in ("new", "begun"):
+    on_whole_scans = state_of(PlannedRun(told["name"], {}, config), out)
+    if on_whole_scans in ("new", "begun"):
         train(told["data"], run.path, config, resume=True, progress=progress)
     dataset = open_dataset(Path(told["data"]))
-    score_held_out(run, dataset, device=config.device, progress=progress)
+    if on_whole_scans != "done":
+        score_held_out(run, dataset, device=config.device, progress=progress)
     if told["missing_parts"]:
         score_missing_parts(run, dataset, device=config.device, progress=progress)
     for stage in (run, run.pretraining):
