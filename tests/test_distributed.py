@@ -136,7 +136,7 @@ def test_shares_of_a_batch_are_the_whole_batch(tiny, settings, tmp_path):
 
 @pytest.mark.parametrize("fill", ["mean", "noise"])
 def test_shares_of_the_masks_are_the_masks_of_the_whole_batch(fill):
-    config = MethodConfig(mask_patch=(2, 2, 2), fill=fill)
+    config = MethodConfig(mask_patch=(2, 2, 2), fill=fill, mask_probability=0.5)
     image = torch.randn(4, 1, 8, 8, 8)
     drawn = []
     for share in ((0, 1), (0, 2), (1, 2)):

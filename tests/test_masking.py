@@ -111,6 +111,8 @@ def test_voxels_have_the_mask_of_their_patch(grid, patch, cut):
         {"ramp_up": 2.0},
         {"confidence_threshold": -1.0},
         {"ratio": 1.0},
+        {"mask_probability": 0.0},
+        {"mask_probability": 1.1},
         {"ratio": -0.1},
         {"momentum": 1.5},
         {"masked_weight": -1.0},

@@ -123,6 +123,17 @@ def test_losses_and_gradients_agree_with_the_formulas(name, changes, parts):
         assert torch.allclose(method.student.hidden_value.grad.double(), value.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
+def test_a_labelled_sample_is_masked_by_chance_and_one_without_a_label_always(chance):
+    """300 labelled samples and 100 others; five standard deviations."""
+    method = make("medcontext", mask_probability=chance, ratio=0.5)
+    drawn = method.draw_mask(torch.zeros(400, 2, *SIZE), known=300).flatten(1).sum(1)
+    assert set(drawn.tolist()) == {0, 8}, "half of the 16 patches, or nothing"
+    assert (drawn[300:] == 8).all()
+    share = (drawn[:300] > 0).double().mean().item()
+    assert abs(share - chance) < 5 * (chance * (1 - chance) / 300) ** 0.5
+
+
 def test_gradient_shares_are_those_of_the_terms_alone():
     changes = THREE_PASSES | {"consistency_weight": 2.0}
     network = Small()

@@ -509,10 +509,19 @@ def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, r
         changed = dataclasses.replace(few, config=dataclasses.replace(few.config, **change))
         found = recorded(dataclasses.replace(study, runs=(changed, *others)), conducted)
         assert found.keys() == {run.name for run in others}
+    told = json.loads((conducted / "tiny.json").read_text())
+    for where in (told["settings"], *(run["settings"] for run in told["runs"])):
+        where.pop("method.mask_probability", None)
+    shutil.copy(conducted / "tiny.csv", tmp_path)
+    (tmp_path / "tiny.json").write_text(json.dumps(told))
+    assert recorded(study, tmp_path).keys() == asked, "made before there was this setting, which is at its default"
+    method = dataclasses.replace(few.config.method_config(), mask_probability=0.5)
+    later = dataclasses.replace(few, config=dataclasses.replace(few.config, method=method))
+    found = recorded(dataclasses.replace(study, runs=(later, *others)), tmp_path)
+    assert found.keys() == {run.name for run in others}
     elsewhere = dataclasses.replace(few, config=dataclasses.replace(few.config, device="cuda", workers=3))
     assert recorded(dataclasses.replace(study, runs=(elsewhere, *others)), conducted).keys() == asked
     file = json.loads((conducted / "tiny.json").read_text())
-    shutil.copy(conducted / "tiny.csv", tmp_path)
     (tmp_path / "tiny.json").write_text(json.dumps({**file, "split": "split.json (another)"}))
     assert recorded(study, tmp_path) == {}
     (tmp_path / "tiny.json").write_text(json.dumps({**file, "runs": [{"name": few.name}]}))

@@ -256,6 +256,11 @@ class MedContext:
         """
         grid = mask_grid(volume_size(image), self.config.mask_patch)
         drawn = draw_mask(self.config, len(image) * self._parts, grid, self._generator)
+        if self.config.mask_probability < 1:
+            labelled = (len(image) if known is None else known) * self._parts
+            chance = torch.rand(labelled, generator=self._generator)
+            drawn = drawn.clone()
+            drawn[:labelled][chance >= self.config.mask_probability] = False
         return self._own_part(drawn, known).to(image.device, non_blocking=True)
 
     def after_step(self) -> None:

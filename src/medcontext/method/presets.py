@@ -42,6 +42,10 @@ class MethodConfig:
     ratio: float | tuple[float, float] = 0.3
     """Share of the patches (of the columns, for tubes) that is hidden, or the range it is drawn from for each mask."""
 
+    mask_probability: float = 1.0
+    """Chance of a labelled sample to have anything hidden: the masked pass sees the others whole. Samples without a
+    label, which have nothing else to learn from, are always masked."""
+
     mask_per: Scope = "sample"
     """Whether every sample of a batch has a mask of its own, or all share one."""
 
@@ -124,6 +128,8 @@ class MethodConfig:
     def __post_init__(self) -> None:
         low, high = self.ratio_range
         require(0 <= low <= high < 1, "ratio", self.ratio, "a share from 0 up to, and not including, 1, or two such")
+        chance = self.mask_probability
+        require(0 < chance <= 1, "mask_probability", chance, "a chance above 0, at most 1 (mask=none hides nothing)")
         require(0 <= self.momentum <= 1, "momentum", self.momentum, "a number from 0 to 1")
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

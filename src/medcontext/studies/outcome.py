@@ -13,9 +13,11 @@ from typing import Any
 from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
 from medcontext.files import read_json
+from medcontext.method.presets import MethodConfig
 from medcontext.studies.convergence import validations
 from medcontext.studies.missing_parts import MISSING, scores_file
 from medcontext.studies.study_file import PlannedRun, Study
+from medcontext.training.config import TrainConfig
 from medcontext.training.run import MAY_CHANGE, RunFolder, plain
 
 COLUMNS = ("run", "case", "label", "dice", "hd95_mm", "outcome")
@@ -197,10 +199,12 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_asked(planned: PlannedRun, settings: Mapping[str, Any]) -> bool:
-    """Whether a run was made with the settings that are asked for; those left open (None) were settled by its plan."""
+    """Whether a run was made with the settings that are asked for. Those left open (None) were settled by its plan; one
+    that there was not yet counts at its default, at which it changes nothing."""
+    made = flat(plain(TrainConfig(method=MethodConfig()))) | dict(settings)
     config = dataclasses.replace(planned.config, method=planned.config.method_config())
     asked = {key: value for key, value in plain(config).items() if value is not None and key not in _PLACES}
-    return all(key in settings and settings[key] == value for key, value in flat(asked).items())
+    return all(key in made and made[key] == value for key, value in flat(asked).items())
 
 
 def _rows(evaluation: Mapping[str, Any]) -> Rows:

@@ -34,7 +34,8 @@ def facts(run: RunFolder) -> dict[str, str]:
 
 def _masking(method: MethodConfig) -> str:
     share = " to ".join(f"{100 * end:g}" for end in dict.fromkeys(method.ratio_range))
-    return f"{method.mask}, {share} % hidden, {method.hide}, {method.fill} in their place"
+    samples = f" of {100 * method.mask_probability:g} % of the samples" if method.mask_probability < 1 else ""
+    return f"{method.mask}, {share} % hidden{samples}, {method.hide}, {method.fill} in their place"
 
 
 def environment(run: RunFolder) -> dict[str, str]:
