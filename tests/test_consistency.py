@@ -94,6 +94,27 @@ def test_every_form_is_its_formula(form, over, confidence, seed, temperature):
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("over", ["all", "hidden"])
+@pytest.mark.parametrize("confidence", ["none", "voxel", "sample"])
+def test_samples_that_were_seen_whole_take_no_part(form, over, confidence):
+    config = MethodConfig(
+        consistency=form, consistency_over=over, confidence=confidence, confidence_threshold=0.5, mask_probability=0.5
+    )
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, *SHAPE[1:], generator=generator, dtype=torch.float64) for _ in range(2))
+    hidden = torch.rand(4, 1, *SHAPE[2:], generator=generator) < 0.5
+    hidden[[0, 2]] = False
+    student.requires_grad_()
+    value = consistency(config, student, teacher, hidden)
+    torch.testing.assert_close(value, consistency(config, student[[1, 3]], teacher[[1, 3]], hidden[[1, 3]]))
+    assert value > 0
+    value.backward()
+    assert not student.grad[[0, 2]].any()
+    assert student.grad[[1, 3]].any()
+    assert consistency(config, student, teacher, torch.zeros_like(hidden)) == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_agreement_costs_nothing_and_the_teacher_gets_no_gradient(form):
     config = MethodConfig(consistency=form)
     logits = torch.randn(SHAPE)

@@ -21,13 +21,14 @@ def consistency(
     """Compare the logits of the masked student with the teacher's.
 
     Only the region that counts is compared, and only where, or as much as, the teacher is sure
-    (``config.consistency_over``, ``config.confidence``). The forms that are ratios are
+    (``config.consistency_over``, ``config.confidence``); nothing of a sample that the student saw whole, as the teacher
+    did. The forms that are ratios are
 
     - ``paper``: ``MSE(z_m, z_t) / ||z_t||_2``, the norm over the whole batch as in the paper's formula,
     - ``relative``: ``||z_m - z_t||^2 / ||z_t||^2`` per sample,
     - ``dice``: ``1 - 2 sum(p_m p_t) / (sum(p_m^2) + sum(p_t^2))`` per sample and class or region,
 
-    and ``kl`` and ``cosine`` are means over voxels.
+    and ``kl`` and ``cosine`` are means over voxels. What is per sample is a mean over the samples that are compared.
 
     Args:
         config: Form, region and confidence.
@@ -41,7 +42,9 @@ def consistency(
     """
     teacher = teacher.detach()
     probabilities = torch.sigmoid if regions else partial(torch.softmax, dim=1)
-    region = hidden.float() if config.consistency_over == "hidden" else torch.ones_like(hidden, dtype=torch.float32)
+    masked = hidden.flatten(1).any(1).float()
+    region = hidden.float() if config.consistency_over == "hidden" else masked.view(-1, 1, 1, 1, 1).expand_as(hidden)
+    samples = masked.sum().clamp_min(1)
     sure = region * _confidence(config, teacher, region, regions)
     if config.consistency == "kl" and regions:
         return (sure * _binary_divergence(student, teacher, config.temperature)).sum() / region.sum().clamp_min(1)
@@ -53,9 +56,10 @@ def consistency(
         error = (sure * (student - teacher) ** 2).sum() / (region.sum() * student.shape[1]).clamp_min(1)
         return error / (region * teacher**2).sum().sqrt().clamp_min(TINY)
     if config.consistency == "relative":
-        return ((sure * (student - teacher) ** 2).flatten(1).sum(1) / _energy(region * teacher**2)).mean()
+        errors = (sure * (student - teacher) ** 2).flatten(1).sum(1) / _energy(region * teacher**2)
+        return errors.sum() / samples
     if config.consistency == "dice":
-        return _dice(probabilities(student), probabilities(teacher), region, sure)
+        return _dice(probabilities(student), probabilities(teacher), region, sure).sum() / samples
     difference = 1 - F.cosine_similarity(student, teacher, dim=1, eps=1e-6)[:, None]
     return (sure * difference).sum() / region.sum().clamp_min(1)
 
@@ -109,12 +113,12 @@ def _confidence(config: MethodConfig, teacher: Tensor, region: Tensor, regions: 
 
 
 def _dice(student: Tensor, teacher: Tensor, region: Tensor, sure: Tensor) -> Tensor:
-    """Soft Dice loss per sample and class, weighted by the mean confidence of the sample."""
+    """Soft Dice loss per sample ``(B,)``: mean over its classes, weighted by its mean confidence."""
     voxels = (2, 3, 4)
     overlap = 2 * (region * student * teacher).sum(voxels)
     size = (region * (student**2 + teacher**2)).sum(voxels)
     weight = sure.flatten(1).sum(1) / region.flatten(1).sum(1).clamp_min(1)
-    return (weight * (1 - (overlap + TINY) / (size + TINY)).mean(1)).mean()
+    return weight * (1 - (overlap + TINY) / (size + TINY)).mean(1)
 
 
 def _energy(squares: Tensor) -> Tensor:
