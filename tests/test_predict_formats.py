@@ -182,7 +182,8 @@ def test_a_dicom_seg_shows_the_same_voxels_over_its_series(tmp_path):
     oblique = np.eye(4)
     oblique[:3, :3] = Rotation.from_euler("xyz", (0.2, -0.3, 0.5)).as_matrix()
     oblique = oblique @ STRAIGHT
-    files = write_series(tmp_path / "scans" / "series", units(), oblique, SERIES_TAGS)
+    said = {**SERIES_TAGS, "0018|0088": "1"}  # the slices lie 2.5 mm apart
+    files = write_series(tmp_path / "scans" / "series", units(), oblique, said)
     model = write_model(tmp_path / "run")
     predictor, scan = Predictor.load(model), read_scan(tmp_path / "scans" / "series")
     outcome = predict_files(predictor, find_scans(tmp_path / "scans"), tmp_path / "out", kind="dcm")

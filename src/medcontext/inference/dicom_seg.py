@@ -72,6 +72,8 @@ def write_seg(path: Path, array: npt.NDArray[np.int32], series: Path, labels: La
         apart = float(np.linalg.norm(ordered[-1].position - ordered[0].position)) / (len(ordered) - 1)
         for each in slices:  # highdicom (0.28) wants a thickness, which DICOM lets be absent
             each.SliceThickness = each.get("SliceThickness") or apart
+            # Scanners and tools write other distances here than slices lie apart, and readers of the SEG believe it.
+            each.SpacingBetweenSlices = apart
         made = hd.seg.Segmentation(
             source_images=slices,
             pixel_array=_pixels(array, labels),
