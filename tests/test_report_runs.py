@@ -18,8 +18,9 @@ from medcontext.errors import MedContextError
 from medcontext.files import read_json
 from medcontext.inference.model import load_model, load_tensors
 from medcontext.method.diagnostics import hard_dice
-from medcontext.method.presets import PRESETS
+from medcontext.method.presets import PRESETS, MethodConfig
 from medcontext.studies import masked_pass as module
+from medcontext.studies import run_facts
 from medcontext.studies.cross_validation import cross_validate
 from medcontext.studies.masked_pass import masked_pass
 from medcontext.studies.reporting import report_runs
@@ -74,6 +75,11 @@ def test_runs_stand_beside_one_another(runs, tmp_path):
     assert len(shown) == 2, "of the runs that were trained with masks"
     test = runs["ours"].read_split().test
     assert {row[0] for row in parsed.rows if len(row) == 11 and row[0] in test} == set(test)
+
+
+def test_it_is_told_how_many_samples_were_masked():
+    told = run_facts._masking(MethodConfig(ratio=(0.0, 0.3), mask_probability=0.5))
+    assert told == "random, 0 to 30 % hidden of 50 % of the samples, voxels, mean in their place"
 
 
 def test_names_that_presets_dont_tell_apart_are_those_of_the_folders(runs, tmp_path):
