@@ -21,7 +21,7 @@ from medcontext.errors import MedContextError
 from medcontext.inference.model import load_tensors
 from medcontext.method.objective import MedContext
 from medcontext.method.presets import MethodConfig
-from medcontext.training import distribution
+from medcontext.training import distribution, state, step
 from medcontext.training.config import TrainConfig
 from medcontext.training.distribution import first_does, follow_first, launch, of_all, require_equal_shares
 from medcontext.training.loop import _agreed
@@ -99,9 +99,9 @@ def test_processes_of_torchrun_stop_together_and_one_goes_on(tiny, settings, tmp
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=90)
     assert said.count("the checkpoint is written") == 1, said
-    step = load_tensors(run.last)["method"]["step"]
-    assert step >= 3
-    assert run.history()[-1]["step"] == step
+    taken = load_tensors(run.last)["method"]["step"]
+    assert taken >= 3
+    assert run.history()[-1]["step"] == taken
 
 
 LEAVE = """
@@ -158,6 +158,31 @@ def test_what_can_not_be_shared_is_refused(monkeypatch):
     with pytest.raises(MedContextError, match="shared equally") as error:
         require_equal_shares(6, fabric)
     assert "--batch-size 8" in error.value.remedy
+
+
+def test_statistics_of_batch_normalisation_are_those_of_the_first_process(tiny, settings, tmp_path, monkeypatch):
+    """Student and teacher have those that are told of; here they are 7."""
+
+    def told(_: Fabric, buffers: list[torch.Tensor]) -> None:
+        for buffer in buffers:
+            buffer.fill_(7.0)
+
+    monkeypatch.setattr(step, "follow_first", told)
+    changes = {"network_settings": NETWORK | {"norm": "batch"}, "max_steps": 1, "validations": 1}
+    run = RunFolder(train(tiny, tmp_path / "run", dataclasses.replace(settings, **changes)))
+    saved = load_tensors(run.last)["method"]
+    for network in (saved["student"], saved["teacher"]):
+        statistics = [each for name, each in network.items() if name.endswith(("running_mean", "running_var"))]
+        assert statistics
+        assert all((each == 7).all() for each in statistics)
+
+
+def test_the_first_process_alone_writes_the_checkpoint(tiny, settings, tmp_path, monkeypatch):
+    """Another one, for which nothing is done here, writes none."""
+    monkeypatch.setattr(state, "first_does", lambda fabric, work: None)
+    run = RunFolder(train(tiny, tmp_path / "run", dataclasses.replace(settings, max_steps=1, validations=1)))
+    assert run.history()
+    assert not run.last.exists()
 
 
 def exchange(rank: int, store: str) -> None:
