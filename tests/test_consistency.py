@@ -60,16 +60,19 @@ def reference(config, student, teacher, hidden):
             ]
             losses.append(sum(w for *_, w in sample) / len(sample) * (1 - sum(dice) / classes))
         return sum(losses) / samples
-    total = 0.0
-    for m, t, w in everything:
-        if config.consistency == "cosine":
-            dot = sum(a * b for a, b in zip(m, t, strict=True))
-            total += w * (1 - dot / math.sqrt(sum(a * a for a in m) * sum(b * b for b in t)))
-        else:
-            heat = config.temperature
-            p_m, p_t = softmax([a / heat for a in m]), softmax([b / heat for b in t])
-            total += w * heat**2 * sum(q * math.log(q / p) for p, q in zip(p_m, p_t, strict=True))
-    return total / len(everything)
+    heat = config.temperature
+    means = []
+    for sample in per_sample:
+        total = 0.0
+        for m, t, w in sample:
+            if config.consistency == "cosine":
+                dot = sum(a * b for a, b in zip(m, t, strict=True))
+                total += w * (1 - dot / math.sqrt(sum(a * a for a in m) * sum(b * b for b in t)))
+            else:
+                p_m, p_t = softmax([a / heat for a in m]), softmax([b / heat for b in t])
+                total += w * heat**2 * sum(q * math.log(q / p) for p, q in zip(p_m, p_t, strict=True))
+        means.append(total / len(sample))
+    return sum(means) / samples
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -106,12 +109,29 @@ def test_samples_that_were_seen_whole_take_no_part(form, over, confidence):
     hidden[[0, 2]] = False
     student.requires_grad_()
     value = consistency(config, student, teacher, hidden)
-    torch.testing.assert_close(value, consistency(config, student[[1, 3]], teacher[[1, 3]], hidden[[1, 3]]))
+    alone = consistency(config, student[[1, 3]], teacher[[1, 3]], hidden[[1, 3]])
+    # A mean over the batch, but for the paper's, which is one over all that is compared.
+    torch.testing.assert_close(value, alone if form == "paper" else alone / 2)
     assert value > 0
     value.backward()
     assert not student.grad[[0, 2]].any()
     assert student.grad[[1, 3]].any()
     assert consistency(config, student, teacher, torch.zeros_like(hidden)) == 0
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "paper"])
+@pytest.mark.parametrize("over", ["all", "hidden"])
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=10, deadline=None)
+def test_the_mean_over_processes_is_that_of_one(form, over, seed):
+    """However much each process's samples hide, nothing included."""
+    config = MethodConfig(consistency=form, consistency_over=over)
+    generator = torch.Generator().manual_seed(seed)
+    student, teacher = (torch.randn(4, *SHAPE[1:], generator=generator) for _ in range(2))
+    hidden = torch.rand(4, 1, *SHAPE[2:], generator=generator) < torch.rand(4, 1, 1, 1, 1, generator=generator)
+    hidden[seed % 4] = False
+    parts = [consistency(config, *(each[rows] for each in (student, teacher, hidden))) for rows in ([0, 1], [2, 3])]
+    torch.testing.assert_close(torch.stack(parts).mean(), consistency(config, student, teacher, hidden))
 
 
 @pytest.mark.parametrize("form", FORMS)

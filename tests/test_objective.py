@@ -37,10 +37,10 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 2, *SIZE, generator=generator), torch.randint(0, 3, (2, *SIZE), generator=generator)
 
 
-def make(config="medcontext", network: nn.Module | None = None, **changes) -> MedContext:
+def make(config="medcontext", network: nn.Module | None = None, share: tuple[int, int] = (0, 1), **changes):
     torch.manual_seed(0)
     values = replace(preset(config), mask_patch=(2, 4, 4), **changes)
-    return MedContext(network or Small(), values, total_steps=20, channels=2)
+    return MedContext(network or Small(), values, total_steps=20, channels=2, share=share)
 
 
 def reference_dice_ce(z, y):
@@ -124,14 +124,29 @@ def test_losses_and_gradients_agree_with_the_formulas(name, changes, parts):
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
-def test_a_labelled_sample_is_masked_by_chance_and_one_without_a_label_always(chance):
-    """300 labelled samples and 100 others; five standard deviations."""
+@pytest.mark.parametrize("without", [range(300, 400), range(0, 400, 4)])
+def test_a_labelled_sample_is_masked_by_chance_and_one_without_a_label_always(chance, without):
+    """300 labelled samples and 100 others, wherever they are in the batch; five standard deviations."""
     method = make("medcontext", mask_probability=chance, ratio=0.5)
-    drawn = method.draw_mask(torch.zeros(400, 2, *SIZE), known=300).flatten(1).sum(1)
+    known = sorted(set(range(400)) - set(without))
+    drawn = method.draw_mask(torch.zeros(400, 2, *SIZE), known).flatten(1).sum(1)
     assert set(drawn.tolist()) == {0, 8}, "half of the 16 patches, or nothing"
-    assert (drawn[300:] == 8).all()
-    share = (drawn[:300] > 0).double().mean().item()
+    assert (drawn[list(without)] == 8).all()
+    share = (drawn[known] > 0).double().mean().item()
     assert abs(share - chance) < 5 * (chance * (1 - chance) / 300) ** 0.5
+
+
+def test_a_batch_without_labels_is_always_masked():
+    method = make("medcontext", mask_probability=0.1)
+    assert all(method.draw_mask(torch.zeros(4, 2, *SIZE), []).flatten(1).any(1).all() for _ in range(20))
+
+
+def test_a_shared_batch_has_its_labelled_samples_first():
+    image, label = batch()
+    method = make("medcontext", share=(0, 2))
+    with pytest.raises(MedContextError, match="share a batch") as error:
+        method(image, label, labelled=[False, True])
+    assert "[False, True]" in error.value.found
 
 
 def test_gradient_shares_are_those_of_the_terms_alone():

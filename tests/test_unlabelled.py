@@ -219,7 +219,7 @@ def test_masks_that_processes_share_are_those_of_one(fill):
     for share, samples, known in (((0, 1), 6, 4), ((0, 2), 3, 2), ((1, 2), 3, 2)):
         method = MedContext(torch.nn.Conv3d(1, 2, 1), config, total_steps=1, share=share)
         image = torch.zeros(samples, 1, 8, 8, 8)
-        drawn.append((method.draw_mask(image, known), method._draw_noise(image, known)))
+        drawn.append((method.draw_mask(image, range(known)), method._draw_noise(image, known)))
     for whole, first, second in zip(*drawn, strict=True):
         if whole is not None:
             assert torch.equal(torch.cat([first[:2], second[:2], first[2:], second[2:]]), whole)

@@ -28,11 +28,24 @@ def require_fitting(image: Tensor, label: Tensor | None) -> None:
         )
 
 
-def labelled_places(image: Tensor, label: Tensor | None, labelled: Sequence[bool] | None) -> list[int]:
-    """Places in the batch of the samples that have a label."""
+def labelled_places(
+    image: Tensor, label: Tensor | None, labelled: Sequence[bool] | None, *, shared: bool = False
+) -> list[int]:
+    """Places in the batch of the samples that have a label.
+
+    Raises:
+        MedContextError: The batch is shared by processes, and one without a label comes before one that has one.
+    """
     if label is None:
         return []
-    return [place for place in range(len(image)) if labelled is None or labelled[place]]
+    places = [place for place in range(len(image)) if labelled is None or labelled[place]]
+    if shared and places != list(range(len(places))):
+        raise MedContextError(
+            "Processes that share a batch draw its masks together, for samples with a label and without one apart.",
+            found=f"labelled = {list(labelled or ())}",
+            expected="samples without a label after those that have one",
+        )
+    return places
 
 
 def rows_of(values: Tensor, known: list[int]) -> Tensor:

@@ -22,13 +22,15 @@ def consistency(
 
     Only the region that counts is compared, and only where, or as much as, the teacher is sure
     (``config.consistency_over``, ``config.confidence``); nothing of a sample that the student saw whole, as the teacher
-    did. The forms that are ratios are
+    did. Per sample,
 
-    - ``paper``: ``MSE(z_m, z_t) / ||z_t||_2``, the norm over the whole batch as in the paper's formula,
-    - ``relative``: ``||z_m - z_t||^2 / ||z_t||^2`` per sample,
-    - ``dice``: ``1 - 2 sum(p_m p_t) / (sum(p_m^2) + sum(p_t^2))`` per sample and class or region,
+    - ``relative`` is ``||z_m - z_t||^2 / ||z_t||^2``,
+    - ``dice`` is ``1 - 2 sum(p_m p_t) / (sum(p_m^2) + sum(p_t^2))``, the mean over classes or regions,
+    - ``kl`` and ``cosine`` are means over the voxels that are compared,
 
-    and ``kl`` and ``cosine`` are means over voxels. What is per sample is a mean over the samples that are compared.
+    and the term is the mean over the batch, to which a sample seen whole adds nothing: each counts alike, whoever its
+    neighbours are and however many processes share the batch. ``paper`` is ``MSE(z_m, z_t) / ||z_t||_2`` over all that
+    is compared, the norm over the whole batch as in the paper's formula.
 
     Args:
         config: Form, region and confidence.
@@ -44,24 +46,26 @@ def consistency(
     probabilities = torch.sigmoid if regions else partial(torch.softmax, dim=1)
     masked = hidden.flatten(1).any(1).float()
     region = hidden.float() if config.consistency_over == "hidden" else masked.view(-1, 1, 1, 1, 1).expand_as(hidden)
-    samples = masked.sum().clamp_min(1)
     sure = region * _confidence(config, teacher, region, regions)
+
+    def mean(values: Tensor) -> Tensor:
+        return (_sums(sure * values) / _sums(region).clamp_min(1)).mean()
+
     if config.consistency == "kl" and regions:
-        return (sure * _binary_divergence(student, teacher, config.temperature)).sum() / region.sum().clamp_min(1)
+        return mean(_binary_divergence(student, teacher, config.temperature))
     if config.consistency == "kl":
         divergence: Tensor = _Divergence.apply(student, teacher, config.temperature)  # type: ignore[no-untyped-call]
-        return (sure * divergence).sum() / region.sum().clamp_min(1)
+        return mean(divergence)
     student, teacher = student.float(), teacher.float()
     if config.consistency == "paper":
         error = (sure * (student - teacher) ** 2).sum() / (region.sum() * student.shape[1]).clamp_min(1)
         return error / (region * teacher**2).sum().sqrt().clamp_min(TINY)
     if config.consistency == "relative":
-        errors = (sure * (student - teacher) ** 2).flatten(1).sum(1) / _energy(region * teacher**2)
-        return errors.sum() / samples
+        energy = _sums(region * teacher**2).clamp_min(TINY)
+        return (_sums(sure * (student - teacher) ** 2) / energy).mean()
     if config.consistency == "dice":
-        return _dice(probabilities(student), probabilities(teacher), region, sure).sum() / samples
-    difference = 1 - F.cosine_similarity(student, teacher, dim=1, eps=1e-6)[:, None]
-    return (sure * difference).sum() / region.sum().clamp_min(1)
+        return _dice(probabilities(student), probabilities(teacher), region, sure).mean()
+    return mean(1 - F.cosine_similarity(student, teacher, dim=1, eps=1e-6)[:, None])
 
 
 class _Divergence(torch.autograd.Function):
@@ -117,9 +121,10 @@ def _dice(student: Tensor, teacher: Tensor, region: Tensor, sure: Tensor) -> Ten
     voxels = (2, 3, 4)
     overlap = 2 * (region * student * teacher).sum(voxels)
     size = (region * (student**2 + teacher**2)).sum(voxels)
-    weight = sure.flatten(1).sum(1) / region.flatten(1).sum(1).clamp_min(1)
+    weight = _sums(sure) / _sums(region).clamp_min(1)
     return weight * (1 - (overlap + TINY) / (size + TINY)).mean(1)
 
 
-def _energy(squares: Tensor) -> Tensor:
-    return squares.flatten(1).sum(1).clamp_min(TINY)
+def _sums(values: Tensor) -> Tensor:
+    """Of each sample: ``(B,)``."""
+    return values.flatten(1).sum(1)

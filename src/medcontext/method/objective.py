@@ -140,7 +140,7 @@ class MedContext:
             else), and the diagnostics when asked for.
         """
         require_fitting(image, label)
-        known = labelled_places(image, label, labelled)
+        known = labelled_places(image, label, labelled, shared=self._parts > 1)
         truth = rows_of(label, known) if label is not None and known else None
         ramped = consistency_weight(self.config, self.step, self._total_steps)
         weights = {"clean": self.config.clean_weight, "masked": self.config.masked_weight, "consistency": ramped}
@@ -159,7 +159,7 @@ class MedContext:
         sees, hides, compares = self._passes(truth is not None)
         seen = truth if sees else None
         target = self.teacher(image) if self.teacher is not None and compares else None
-        mask = self.draw_mask(image, len(known)) if hides else None
+        mask = self.draw_mask(image, known) if hides else None
         noise = self._draw_noise(image, len(known)) if hides else None
         clean: Outputs | None = None
         masked: Outputs | None = None
@@ -247,21 +247,22 @@ class MedContext:
         groups = drawn.tensor_split([known * self._parts])
         return torch.cat([group.chunk(self._parts)[self._part] for group in groups if len(group)])
 
-    def draw_mask(self, image: Tensor, known: int | None = None) -> Tensor:
+    def draw_mask(self, image: Tensor, known: Sequence[int] | None = None) -> Tensor:
         """The next mask ``(B, *grid)`` for a batch like ``image``, on its device.
 
         Args:
             image: The batch, or this process's part of it.
-            known: How many samples of it have a label; None: all.
+            known: Places in it of the samples that have a label, in a shared batch the first ones; None: all have.
         """
+        known = range(len(image)) if known is None else known
+        places = torch.tensor(known if self._parts == 1 else range(len(known) * self._parts), dtype=torch.long)
         grid = mask_grid(volume_size(image), self.config.mask_patch)
         drawn = draw_mask(self.config, len(image) * self._parts, grid, self._generator)
         if self.config.mask_probability < 1:
-            labelled = (len(image) if known is None else known) * self._parts
-            chance = torch.rand(labelled, generator=self._generator)
+            seen = torch.rand(len(places), generator=self._generator) >= self.config.mask_probability
             drawn = drawn.clone()
-            drawn[:labelled][chance >= self.config.mask_probability] = False
-        return self._own_part(drawn, known).to(image.device, non_blocking=True)
+            drawn[places[seen]] = False
+        return self._own_part(drawn, len(known)).to(image.device, non_blocking=True)
 
     def after_step(self) -> None:
         """To be called after every optimiser step: moves the teacher after the student."""

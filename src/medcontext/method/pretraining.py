@@ -58,8 +58,8 @@ class Reconstruction(MedContext):
             ``total``: mean over samples of the mean squared error in their hidden voxels; over heads as in deep
             supervision.
         """
-        known = None if labelled is None else sum(labelled)
-        mask, noise = self.draw_mask(image, known), self._draw_noise(image, known)
+        known = [place for place in range(len(image)) if labelled is None or labelled[place]]
+        mask, noise = self.draw_mask(image, known), self._draw_noise(image, len(known))
         outputs = self.student(image, mask, noise)
         hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(image))
         heads = [outputs] if isinstance(outputs, Tensor) else outputs
