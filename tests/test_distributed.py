@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -23,7 +24,14 @@ from medcontext.method.objective import MedContext
 from medcontext.method.presets import MethodConfig
 from medcontext.training import distribution, state, step
 from medcontext.training.config import TrainConfig
-from medcontext.training.distribution import first_does, follow_first, launch, of_all, require_equal_shares
+from medcontext.training.distribution import (
+    first_does,
+    follow_first,
+    launch,
+    mean_of,
+    of_all,
+    require_equal_shares,
+)
 from medcontext.training.loop import _agreed
 from medcontext.training.run import RunFolder, from_stored
 from medcontext.training.train import train
@@ -190,12 +198,16 @@ def exchange(rank: int, store: str) -> None:
 
     def all_reduce(tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
         torch.distributed.all_reduce(tensor)
-        return tensor / {"sum": 1, "mean": 2}[reduce_op]
+        assert reduce_op == "sum"
+        return tensor
 
     fabric = Mock(world_size=2, device=torch.device("cpu"), is_global_zero=rank == 0, all_reduce=all_reduce)
     statistics = [torch.full((2,), rank + 5.0), torch.tensor(rank + 7)]
     follow_first(fabric, statistics)
     assert [each.tolist() for each in statistics] == [[5, 5], 7]
+    values = torch.tensor([rank + 1.0, math.nan if rank else 4.0, math.nan])
+    assert mean_of(fabric, values)[:2].tolist() == [1.5, 4.0]
+    assert mean_of(fabric, values)[2].isnan()
     assert of_all(fabric, {f"case {1 - rank}": rank}) == {"case 0": 1, "case 1": 0}
     # One is asked to stop; the other, by its own clock, is late for a checkpoint.
     for device, agreed in (("cpu", (True, True)), ("cuda:0", (False, False))):

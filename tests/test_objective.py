@@ -247,15 +247,19 @@ def test_the_teacher_is_the_closed_form_moving_average():
     assert torch.equal(norms[0].num_batches_tracked, norms[1].num_batches_tracked)
 
 
-def test_a_warm_start_averages_all_students_so_far():
-    method = make("medcontext")
+@pytest.mark.parametrize("steps_per_epoch", [1, 3])
+def test_a_warm_start_averages_all_students_that_the_teacher_followed(steps_per_epoch):
+    torch.manual_seed(0)
+    config = replace(preset("medcontext"), teacher_update="step" if steps_per_epoch == 1 else "epoch")
+    method = MedContext(Small(), config, total_steps=20, channels=2, steps_per_epoch=steps_per_epoch)
     students = []
-    for step in range(5):
+    for step in range(5 * steps_per_epoch):
         with torch.no_grad():
             for weight in method.network.parameters():
                 weight.normal_(generator=torch.Generator().manual_seed(step))
         method.after_step()
-        students.append([p.detach().clone() for p in method.network.parameters()])
+        if step % steps_per_epoch == steps_per_epoch - 1:
+            students.append([p.detach().clone() for p in method.network.parameters()])
     for place, average in enumerate(method.teacher.network.parameters()):
         assert torch.allclose(average, torch.stack([s[place] for s in students]).mean(0), atol=1e-6)
 

@@ -129,11 +129,13 @@ def test_dice_of_the_masked_pass_is_of_what_was_hidden(plan, monkeypatch):
     assert seen["panels"][1].note != "Dice 1.00"
 
 
-def test_supervised_training_has_no_mask_and_no_teacher(plan, monkeypatch):
+AVERAGED_ALONE = dataclasses.replace(METHOD, clean_weight=1.0, masked_weight=0.0, consistency_weight=0.0)
+
+
+@pytest.mark.parametrize("without", [PRESETS["supervised"], AVERAGED_ALONE])
+def test_a_training_without_a_masked_pass_shows_none(plan, monkeypatch, without):
     label = boxes()
-    seen = panels_of(
-        PatchOverlay(batch_of(label), plan, PRESETS["supervised"]), monkeypatch, Says(perfect(label[1:])), None
-    )
+    seen = panels_of(PatchOverlay(batch_of(label), plan, without), monkeypatch, Says(perfect(label[1:])), None)
     assert [panel.title for panel in seen["panels"]] == ["truth", "clean"]
 
 

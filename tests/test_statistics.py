@@ -123,6 +123,17 @@ def test_seeds_and_cases_are_resampled_together():
     assert found == pytest.approx((low, high), abs=0.03 * (high - low))
 
 
+def test_seeds_of_cases_of_their_own_are_pooled():
+    """As folds are: the interval is that of all cases, not one in which seeds vary once more."""
+    values = np.full((5, 60), np.nan)
+    for seed in range(5):
+        values[seed, 12 * seed : 12 * seed + 12] = np.random.default_rng(seed).normal(size=12)
+    pooled = np.nanmean(values, axis=0, keepdims=True)
+    assert bootstrap_interval(values, seed=0) == bootstrap_interval(pooled, seed=0)
+    values[0, 59] = 0.0
+    assert bootstrap_interval(values, seed=0) != bootstrap_interval(np.nanmean(values, axis=0, keepdims=True), seed=0)
+
+
 def test_seeds_that_differ_widen_the_interval():
     rng = np.random.default_rng(0)
     cases = rng.normal(0, 0.1, (1, 40))

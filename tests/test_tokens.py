@@ -93,3 +93,10 @@ def test_other_layouts_are_refused(shape):
 def test_an_embedding_without_a_layer_is_refused():
     with pytest.raises(MedContextError, match="no convolution"):
         Student(nn.Sequential(nn.Identity()), MethodConfig(hide="tokens"), 1, "0")
+
+
+def test_a_method_without_a_masked_pass_hides_nothing_whatever_mask_it_is_given():
+    config = MethodConfig(hide="tokens", mask_patch=(2, 2, 2), masked_weight=0.0, consistency_weight=0.0)
+    student = Student(Embedded((2, 2, 2), "list"), config, channels=1, patch_embedding="embedding")
+    image = torch.randn(1, 1, 4, 4, 4)
+    assert torch.equal(student(image, torch.ones(1, 2, 2, 2, dtype=torch.bool)), student(image))

@@ -89,7 +89,9 @@ class _Broken(torch.nn.Module):
         raise RuntimeError("no compiler here")
 
 
-def test_a_compiled_network_trains_to_the_same_within_rounding(tiny, settings, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fill", ["mean", "noise"])
+def test_a_compiled_network_trains_to_the_same_within_rounding(tiny, settings, tmp_path, monkeypatch, fill):
+    settings = dataclasses.replace(settings, method=dataclasses.replace(settings.method_config(), fill=fill))
     plain = RunFolder(train(tiny, tmp_path / "plain", settings))
     calls = []
     monkeypatch.setattr(

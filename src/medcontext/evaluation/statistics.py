@@ -22,7 +22,8 @@ DEFINITION = {
     "in which one has none are left out and counted",
     "interval": f"95 % percentile bootstrap interval of the mean difference, {RESAMPLES:,} resamples of the cases and, "
     "with several seeds, of seeds and cases at once, a drawn case being taken from every drawn seed (Owen, Annals of "
-    "Applied Statistics 1(2), 2007), since every seed is scored on the same cases. Fewer than about 5 seeds, or 15 "
+    "Applied Statistics 1(2), 2007), since every seed is scored on the same cases (where each has cases of its own, as "
+    "folds have, of the cases). Fewer than about 5 seeds, or 15 "
     "cases, make such intervals too narrow",
     "p": "Wilcoxon signed-rank test, two-sided, of the cases' differences, each averaged over the seeds; differences "
     "of 0 are ranked and then dropped (Pratt, JASA 54, 1959). It speaks of new cases, not of new seeds",
@@ -126,14 +127,17 @@ def bootstrap_interval(
 
     A case that is drawn is taken from every seed that is drawn (the pigeonhole bootstrap of Owen, Annals of Applied
     Statistics 1(2), 2007): seeds share their cases, and drawing cases anew within each seed would miss what a case has
-    in common over the seeds. With one seed this is the ordinary bootstrap over cases; so it is, in effect, where every
-    case belongs to one seed only, as in cross-validation.
+    in common over the seeds. With one seed this is the ordinary bootstrap over cases; so it is where every case belongs
+    to one seed only, as in cross-validation: seeds and cases can't be told apart then, and drawing both would count
+    what varies twice.
 
     Returns:
         Its ends; None where fewer than two cases have a value.
     """
     values = values[:, np.isfinite(values).any(axis=0)]
     values = values[np.isfinite(values).any(axis=1)]
+    if (np.isfinite(values).sum(axis=0) == 1).all():
+        values = np.nansum(values, axis=0, keepdims=True)
     seeds, cases = values.shape
     if cases < 2:
         return None

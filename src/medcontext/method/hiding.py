@@ -67,10 +67,11 @@ class Student(nn.Module):
 
         Args:
             image: The batch.
-            mask: ``(B, *grid)`` boolean over patches, True where hidden; None: nothing is.
+            mask: ``(B, *grid)`` boolean over patches, True where hidden; None: nothing is, nor by a method without a
+                masked pass.
             noise: Standard normal, like the image; needed where hidden voxels are filled with noise.
         """
-        if mask is None:
+        if mask is None or not self._config.masks:
             return self.network(image)
         with ExitStack() as stack:
             if self._embedding_path is not None:

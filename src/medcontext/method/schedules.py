@@ -15,8 +15,8 @@ def teacher_momentum(config: MethodConfig, step: int, total_steps: int, steps_pe
 
     ``cosine`` rises from ``config.momentum`` to 1 over training, as in the paper (and in BYOL, arXiv 2006.07733).
     ``restarting`` is the released code's: a linear rise to ``config.momentum`` over 50 epochs, looked up by the number
-    of the batch in its epoch. The warm start caps it at ``1 - 1 / (step + 1)``: the first update copies the student,
-    the n-th makes the teacher the plain average of n students, until the cap lies above the schedule.
+    of the batch in its epoch. The warm start caps the n-th update's at ``1 - 1 / n``: the first copies the student, the
+    n-th makes the teacher the plain average of n students, until the cap lies above the schedule.
     """
     momentum = config.momentum
     if config.momentum_schedule == "cosine":
@@ -25,7 +25,8 @@ def teacher_momentum(config: MethodConfig, step: int, total_steps: int, steps_pe
     if config.momentum_schedule == "restarting":
         momentum *= (step % steps_per_epoch) / (RESTARTING_EPOCHS * steps_per_epoch - 1)
     if config.momentum_warm_start:
-        momentum = min(momentum, 1 - 1 / (step + 1))
+        before = step if config.teacher_update == "step" else step // steps_per_epoch
+        momentum = min(momentum, 1 - 1 / (before + 1))
     return momentum
 
 

@@ -46,7 +46,7 @@ def masked_pass(run: RunFolder, name: str, case: Case) -> MaskedPass | str | Non
         MedContextError: The case can't be read.
     """
     config, plan = run.read_settings(), run.read_plan()
-    if not config.method_config().active:
+    if not config.method_config().masks:
         return None
     if not run.last.is_file():
         return f"The last checkpoint, {run.last.name}, is not in the run folder: there are no networks to show."

@@ -19,7 +19,7 @@ def facts(run: RunFolder) -> dict[str, str]:
     return {
         "Data": read_json(run.about)["data"],
         "Preset": settings["preset"],
-        "Masking": _masking(method) if method.active else "none",
+        "Masking": _masking(method) if method.masks else "none",
         "Network": f"{settings['network']}, {about['parameters']:,} parameters",
         "Patch": f"{' x '.join(map(str, settings['patch']))} voxels, {settings['batch_size']} per step",
         "Steps": f"{settings['max_steps']:,} in {clock(seconds)}"

@@ -11,13 +11,21 @@ import torch._functorch.config
 from torch import Tensor, nn
 
 
-def compiled(student: nn.Module, image: Tensor, mask: Tensor, autocast: Any, say: Callable[[str], None]) -> nn.Module:
+def compiled(
+    student: nn.Module,
+    image: Tensor,
+    mask: Tensor,
+    noise: Tensor | None,
+    autocast: Any,
+    say: Callable[[str], None],
+) -> nn.Module:
     """The student compiled, if a copy of it can be, and can be back-propagated through, with and without a mask.
 
     Args:
         student: On its device.
         image: A batch that it takes.
         mask: As :meth:`MedContext.draw_mask` gives it.
+        noise: Like the image, where hidden voxels are filled with noise.
         autocast: The precision.
         say: Told why it is not compiled.
     """
@@ -25,7 +33,7 @@ def compiled(student: nn.Module, image: Tensor, mask: Tensor, autocast: Any, say
     torch._functorch.config.donated_buffer = False
     trial = _compile(copy.deepcopy(student).train())
     try:
-        for arguments in ((image,), (image, mask)):
+        for arguments in ((image,), (image, mask, noise)):
             with autocast:
                 outputs = trial(*arguments)
             heads = [outputs] if isinstance(outputs, Tensor) else outputs

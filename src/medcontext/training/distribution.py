@@ -227,11 +227,13 @@ def any_of(fabric: Fabric, flag: Tensor) -> Tensor:
 
 
 def mean_of(fabric: Fabric, values: Tensor) -> Tensor:
-    """Mean over processes."""
+    """Mean over the processes in which a value is not NaN: a share of a batch may have nothing that it could be of."""
     if fabric.world_size == 1:
         return values
-    mean = fabric.all_reduce(values, reduce_op="mean")
-    assert isinstance(mean, Tensor)
+    known = ~values.isnan()
+    sums = fabric.all_reduce(torch.stack([values.nan_to_num(nan=0.0), known.float()]), reduce_op="sum")
+    assert isinstance(sums, Tensor)
+    mean: Tensor = sums[0] / sums[1]
     return mean
 
 

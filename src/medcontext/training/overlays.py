@@ -51,7 +51,7 @@ class PatchOverlay:
         self._method = method
         generator = torch.Generator().manual_seed(seed)
         grid = mask_grid(volume_size(self._image), method.mask_patch)
-        self._mask = draw_mask(method, 1, grid, generator) if method.active else None
+        self._mask = draw_mask(method, 1, grid, generator) if method.masks else None
         self._noise = torch.randn(self._image.shape, generator=generator) if method.fill == "noise" else None
 
     @torch.no_grad()

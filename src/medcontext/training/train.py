@@ -245,7 +245,8 @@ def _build(
         image = torch.zeros(plan.batch_size // fabric.world_size, plan.channels, *plan.patch, device=device)
         mask = MedContext(network, config.method_config(), total_steps=1).draw_mask(image)
         precision = autocast(config.precision, fabric.device.type)
-        method.student = compiled(method.student, image, mask, precision, progress.say)
+        noise = torch.zeros_like(image) if config.method_config().fill == "noise" else None
+        method.student = compiled(method.student, image, mask, noise, precision, progress.say)
     set_up(fabric, method)
     optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
     about = {
