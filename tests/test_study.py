@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -278,7 +279,7 @@ def test_results_are_gathered(conducted):
     assert run["dice"] == pytest.approx(sum(sum(v) / len(v) for v in by_label.values()) / len(by_label), abs=1e-5)
     about = load_tensors(RunFolder(conducted / run["name"]).best)["about"]
     assert (about["validation_dice"], about["step"], about["which"]) == (
-        pytest.approx(run["validation_dice"]), run["best_step"], run["best_is"],
+        pytest.approx(run["validation_dice"]), run["scored_step"], run["scored_is"],
     )  # fmt: skip
     assert (found["settings"]["patch"], found["settings"]["method.mask_per"]) == ([16, 16, 16], "sample")
     assert not {"preset", "method.ratio", "seed"} & found["settings"].keys()
@@ -505,7 +506,8 @@ def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, r
     assert recorded(study, conducted).keys() == asked
     few, *others = study.runs
     other_method = dataclasses.replace(few.config.method_config(), ratio=0.4)
-    for change in {"learning_rate": 0.5}, {"few_shot": 3}, {"method": other_method}:
+    changes = {"learning_rate": 0.5}, {"few_shot": 3}, {"few_shot": None}, {"patience": 2}, {"method": other_method}
+    for change in changes:
         changed = dataclasses.replace(few, config=dataclasses.replace(few.config, **change))
         found = recorded(dataclasses.replace(study, runs=(changed, *others)), conducted)
         assert found.keys() == {run.name for run in others}
@@ -540,6 +542,37 @@ def test_a_run_that_is_removed_is_done_anew_where_the_results_lie_among_the_runs
     shutil.rmtree(gone.path)
     assert conduct(room / "study.yaml", room, out, device="cpu", cache=room / "cache") == {}
     assert gone.best.is_file()
+
+
+def test_a_comparison_across_hardware_says_so_and_has_no_time_ratio(conducted, room, tmp_path):
+    study = read_study(room / "study.yaml", room)
+    runs = recorded(study, conducted)
+    first = next(iter(runs))
+    unlike = {**runs[first].facts, "hardware": "another processor; cpu in bf16"}
+    other = {**runs, first: dataclasses.replace(runs[first], facts=unlike)}
+    pages = {}
+    for name, known in (("alike", runs), ("unlike", other)):
+        found = gather(study, tmp_path / "gone", tmp_path / name, known)
+        assert {each["same_hardware"] for each in found["comparisons"]} == {name == "alike"}
+        pages[name] = (tmp_path / name / "tiny.md").read_text()
+    compared = {name: [row for row in page.splitlines() if " (equal_" in row] for name, page in pages.items()}
+    assert all(re.search(r"\| \d+\.\d\d \|$", row) for row in compared["alike"])
+    assert all(row.endswith("| - |") for row in compared["unlike"])
+    assert "different hardware" not in pages["alike"]
+    assert pages["unlike"].count("trained on different hardware") == 2
+
+
+def test_the_runs_table_says_how_often_the_teacher_was_scored(conducted, room, tmp_path):
+    study = read_study(room / "study.yaml", room)
+    runs = recorded(study, conducted)
+    for which, told in (("teacher", "2"), ("student", "0"), (None, "-")):
+        said = {
+            name: dataclasses.replace(each, facts={**each.facts, "scored_is": which}) for name, each in runs.items()
+        }
+        gather(study, tmp_path / "gone", tmp_path / told, said)
+        page = (tmp_path / told / "tiny.md").read_text().partition("## Runs")[2].partition("## Convergence")[0]
+        heads, _, *rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if "|" in line]
+        assert [row[heads.index("of the teacher")] for row in rows] == [told] * 2
 
 
 def test_nothing_is_gathered_of_nothing(write, tmp_path):

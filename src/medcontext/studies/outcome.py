@@ -13,6 +13,7 @@ from typing import Any
 from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
 from medcontext.files import read_json
+from medcontext.inference.model import load_tensors
 from medcontext.method.presets import MethodConfig
 from medcontext.studies.convergence import validations
 from medcontext.studies.missing_parts import MISSING, scores_file
@@ -32,6 +33,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 _PLACES = MAY_CHANGE | {"split"}
 """Settings that say nothing about what was learned."""
+
+_NONE_SAYS = {"few_shot", "pretrained", "patience", "max_time", "patient"}
+"""Settings that the plan does not settle where they are left open: None is what they are then."""
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,7 @@ def of_folder(planned: PlannedRun, run: RunFolder) -> Outcome:
     evaluation, history, config, about = (
         read_json(run.evaluation), run.history(), run.read_config(), read_json(run.about)
     )  # fmt: skip
-    by_network = [
-        (row[key], row["step"], key.removeprefix("dice/"))
-        for row in history
-        if row["kind"] == "validation"
-        for key in ("dice/student", "dice/teacher")
-        if key in row
-    ]
-    best = max(by_network, default=(None, None, None), key=lambda each: each[0])
+    scored = load_tensors(run.best)["about"]
     last = [row for row in history if row["kind"] == "train"][-1]
     facts = {
         "name": planned.name,
@@ -93,9 +90,9 @@ def of_folder(planned: PlannedRun, run: RunFolder) -> Outcome:
         "steps": config["max_steps"],
         "pretrain_steps": config.get("pretrain_steps", 0),
         "seconds": _seconds(run),
-        "best_step": best[1],
-        "best_is": best[2],
-        "validation_dice": best[0],
+        "scored_step": scored["step"],
+        "scored_is": scored["which"],
+        "validation_dice": scored["validation_dice"],
         "validations": validations(history),
         "dice": evaluation["mean"]["dice"],
         "hd95_mm": evaluation["mean"]["hd95_mm"],
@@ -199,11 +196,12 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_asked(planned: PlannedRun, settings: Mapping[str, Any]) -> bool:
-    """Whether a run was made with the settings that are asked for. Those left open (None) were settled by its plan; one
-    that there was not yet counts at its default, at which it changes nothing."""
+    """Whether a run was made with the settings that are asked for. Those left to the plan (None) may be whatever they
+    were; one that there was not yet counts at its default, at which it changes nothing."""
     made = flat(plain(TrainConfig(method=MethodConfig()))) | dict(settings)
     config = dataclasses.replace(planned.config, method=planned.config.method_config())
-    asked = {key: value for key, value in plain(config).items() if value is not None and key not in _PLACES}
+    asked = {key: value for key, value in plain(config).items() if key not in _PLACES}
+    asked = {key: value for key, value in asked.items() if value is not None or key in _NONE_SAYS}
     return all(key in made and made[key] == value for key, value in flat(asked).items())
 
 

@@ -219,6 +219,9 @@ def _comparisons(study: Study, done: Done, results: Path, missing: str | None = 
                 "training_cases": facts["training_cases"],
                 "seeds": [outcome.planned.levels["seed"] for outcome in second],
                 "seconds": [_mean_seconds(first), _mean_seconds(second)],
+                "same_hardware": all(
+                    one.facts["hardware"] == other.facts["hardware"] for one, other in zip(first, second, strict=True)
+                ),
                 "helped_most": [list(each) for each in ranked[:EXTREMES]],
                 "hurt_most": [list(each) for each in ranked[::-1][:EXTREMES]],
                 "picture": _picture(study, comparison, levels, first, second, results, missing),

@@ -17,6 +17,12 @@ CONVERGENCE = (
 )
 
 
+ARMS = (
+    "Means over seeds, with the lowest and the highest of the seeds. Scored was the better, on validation cases, of "
+    "student and teacher (the moving average, which is kept where nothing is learned from it as well); in how many of "
+    "the runs it was the teacher, the last column but one says (-: not recorded)."
+)
+
 MISSING_PARTS = (
     f"The same networks on the same held-out cases, with {100 * SHARE:g} % of each scan taken out, the same "
     f"parts for every network: as blocks of {BLOCK_MM:g} mm all over it with the mean of the rest in their place, as "
@@ -48,7 +54,7 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
         parts.append(f"![Gain in Dice with 95 % intervals]({gains})")
     parts += _missing_parts(found["missing_parts"])
     parts += _pictures([each for each in (*found["comparisons"], *found["missing_parts"]) if each["picture"]])
-    parts += ["## Runs", "Means over seeds, with the lowest and the highest of the seeds.", _arms(found["runs"])]
+    parts += ["## Runs", ARMS, _arms(found["runs"])]
     parts += ["## Convergence", CONVERGENCE, "\n".join(f"- {in_words(arm)}" for arm in found["convergence"])]
     if curves in figures:
         parts.append(f"![Validation Dice over the steps]({curves})")
@@ -81,8 +87,11 @@ def _in_words(comparison: Mapping[str, Any]) -> str:
     helped, hurt = (
         ", ".join(f"{case} {gain:+.3f}" for case, gain in comparison[key]) for key in ("helped_most", "hurt_most")
     )
-    return f"- {_cell_name(comparison)}{comparison['verdict']} Largest gains: {helped}; smallest: {hurt}."
+    unlike = "" if comparison["same_hardware"] else " " + UNLIKE
+    return f"- {_cell_name(comparison)}{comparison['verdict']}{unlike} Largest gains: {helped}; smallest: {hurt}."
 
+
+UNLIKE = "The two were trained on different hardware or in different precision, which may be a part of the difference."
 
 COMPARED = ("", "comparison", "seeds", "Dice before", "Dice", "difference [95 %]", "p", "win/tie/loss",
             "HD95 mm difference [95 %]")  # fmt: skip
@@ -109,7 +118,8 @@ def _comparisons(comparisons: Iterable[Mapping[str, Any]]) -> str:
     for each in comparisons:
         if each["result"]["dice"]["overall"]:
             first, second = each["seconds"]
-            rows.append([*_compared(each), f"{second / first:.2f}" if first else "-"])
+            ratio = f"{second / first:.2f}" if first and each["same_hardware"] else "-"
+            rows.append([*_compared(each), ratio])
     return _table([*COMPARED, "time ratio"], rows)
 
 
@@ -125,14 +135,17 @@ def _arms(runs: Sequence[Mapping[str, Any]]) -> str:
             cases += f" + {first['unlabelled_cases']} unlabelled"
         if first["pretrain_steps"]:
             steps = f"{first['pretrain_steps']} + {steps}"
+        scored = [run["scored_is"] for run in of_levels]
+        teachers = "-" if None in scored else str(scored.count("teacher"))
         rows.append(
             [
                 " / ".join(level for _, level in levels), str(len(of_levels)), cases, steps,
                 f"{first['learning_rate']:g}", spread["dice"], spread["hd95_mm"], str(missed),
-                spread["validation_dice"], clock(fmean(run["seconds"] for run in of_levels)),
+                spread["validation_dice"], teachers, clock(fmean(run["seconds"] for run in of_levels)),
             ]
         )  # fmt: skip
-    heads = ["", "seeds", "cases", "steps", "learning rate", "Dice", "HD95 mm", "missed", "validation Dice", "time"]
+    heads = ["", "seeds", "cases", "steps", "learning rate", "Dice", "HD95 mm", "missed", "validation Dice",
+             "of the teacher", "time"]  # fmt: skip
     return _table(heads, rows)
 
 
