@@ -63,6 +63,7 @@ def command(data, run: RunFolder, settings: TrainConfig, *more: object) -> list[
         "precision": "fp32",
         "device": "cpu",
         "method.clean_weight": settings.method_config().clean_weight,
+        "method.consistency_weight": settings.method_config().consistency_weight,
         "method.ratio": settings.method_config().ratio,
     }
     given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]

@@ -84,7 +84,7 @@ def test_memory_grows_with_the_patch_and_halves_in_bf16():
 
 def test_unlabelled_patches_are_counted_and_a_pretraining_too(monkeypatch):
     """An unlabelled patch goes through the masked pass, the larger of the two, like any other."""
-    plan, config = plan_of((32, 32, 32)), config_of()
+    plan, config = plan_of((32, 32, 32)), dataclasses.replace(config_of(), method=MethodConfig(clean_weight=0.0))
     network = network_of("unet", plan)
     one = step_memory(network, config, plan)
     more = step_memory(network, dataclasses.replace(config, unlabelled_batch=2), plan)
@@ -167,12 +167,12 @@ def test_what_does_not_fit_is_not_tried(monkeypatch):
 
 
 def test_a_device_that_runs_out_of_memory_is_said_to_be_too_small(monkeypatch):
-    class Hungry(nn.Module):
+    class Hungry(nn.Conv3d):
         def forward(self, image):
             raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(module, "step_memory", lambda *args: None)
-    found = estimate(Hungry(), config_of(), plan_of(), "cpu")
+    found = estimate(Hungry(1, 3, 1), config_of(), plan_of(), "cpu")
     assert not found.fits
     assert "memory not known" in str(found)
 

@@ -18,6 +18,9 @@ from medcontext.method.schedules import teacher_momentum
 
 SIZE = (8, 8, 8)
 
+TAUGHT = replace(PRESETS["medcontext"], consistency_weight=1.0)
+"""The default preset with the teacher, so that there are all terms."""
+
 
 class Small(nn.Module):
     """A convolution with normalisation, so that there are buffers, and dropout, so that modes matter."""
@@ -37,9 +40,9 @@ def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(2, 2, *SIZE, generator=generator), torch.randint(0, 3, (2, *SIZE), generator=generator)
 
 
-def make(config="medcontext", network: nn.Module | None = None, share: tuple[int, int] = (0, 1), **changes):
+def make(config=TAUGHT, network: nn.Module | None = None, share: tuple[int, int] = (0, 1), **changes):
     torch.manual_seed(0)
-    values = replace(preset(config), mask_patch=(2, 4, 4), **changes)
+    values = replace(preset(config) if isinstance(config, str) else config, mask_patch=(2, 4, 4), **changes)
     return MedContext(network or Small(), values, total_steps=20, channels=2, share=share)
 
 
@@ -82,19 +85,19 @@ def reference_step(config, network, teacher, image, label, mask, value):
     clean, masked = reference_dice_ce(z_c, label), reference_dice_ce(z_m, label)
     total = config.clean_weight * clean + config.masked_weight * masked + config.consistency_weight * consistency
     terms = {"clean": clean, "masked": masked, "consistency": consistency, "total": total}
-    return {name: term for name, term in terms.items() if name != "clean" or config.clean_weight}
+    return {name: term for name, term in terms.items() if name == "total" or getattr(config, f"{name}_weight")}
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
-    [("medcontext", {}), ("medcontext", THREE_PASSES), ("paper", {})],
-    ids=["ours", "three", "paper"],
+    ("config", "changes"),
+    [("medcontext", {}), (TAUGHT, {}), (TAUGHT, THREE_PASSES), ("paper", {})],
+    ids=["ours", "taught", "three", "paper"],
 )
 @pytest.mark.parametrize("parts", [False, True])
-def test_losses_and_gradients_agree_with_the_formulas(name, changes, parts):
+def test_losses_and_gradients_agree_with_the_formulas(config, changes, parts):
     network = Small()
     network.inner[1], network.inner[2] = nn.InstanceNorm3d(5, affine=True), nn.Identity()
-    method = make(name, network, hide="voxels", masked_weight=0.7, **changes)
+    method = make(config, network, hide="voxels", masked_weight=0.7, **changes)
     image, label = batch()
     with torch.no_grad():
         for weight in method.teacher.network.parameters():
@@ -119,7 +122,7 @@ def test_losses_and_gradients_agree_with_the_formulas(name, changes, parts):
         assert math.isclose(losses[term].item(), loss.item(), rel_tol=1e-5, abs_tol=1e-7), term
     for mine, theirs in zip(network.parameters(), reference.parameters(), strict=True):
         assert torch.allclose(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-6)
-    if name == "paper":
+    if config == "paper":
         assert torch.allclose(method.student.hidden_value.grad.double(), value.grad, rtol=1e-3, atol=1e-6)
 
 
@@ -127,7 +130,7 @@ def test_losses_and_gradients_agree_with_the_formulas(name, changes, parts):
 @pytest.mark.parametrize("without", [range(300, 400), range(0, 400, 4)])
 def test_a_labelled_sample_is_masked_by_chance_and_one_without_a_label_always(chance, without):
     """300 labelled samples and 100 others, wherever they are in the batch; five standard deviations."""
-    method = make("medcontext", mask_probability=chance, ratio=0.5)
+    method = make(TAUGHT, mask_probability=chance, ratio=0.5)
     known = sorted(set(range(400)) - set(without))
     drawn = method.draw_mask(torch.zeros(400, 2, *SIZE), known).flatten(1).sum(1)
     assert set(drawn.tolist()) == {0, 8}, "half of the 16 patches, or nothing"
@@ -137,13 +140,13 @@ def test_a_labelled_sample_is_masked_by_chance_and_one_without_a_label_always(ch
 
 
 def test_a_batch_without_labels_is_always_masked():
-    method = make("medcontext", mask_probability=0.1)
+    method = make(TAUGHT, mask_probability=0.1)
     assert all(method.draw_mask(torch.zeros(4, 2, *SIZE), []).flatten(1).any(1).all() for _ in range(20))
 
 
 def test_a_shared_batch_has_its_labelled_samples_first():
     image, label = batch()
-    method = make("medcontext", share=(0, 2))
+    method = make(TAUGHT, share=(0, 2))
     with pytest.raises(MedContextError, match="share a batch") as error:
         method(image, label, labelled=[False, True])
     assert "[False, True]" in error.value.found
@@ -154,11 +157,11 @@ def test_gradient_shares_are_those_of_the_terms_alone():
     network = Small()
     network.inner[2] = nn.Identity()
     start = copy.deepcopy(network)
-    losses = make("medcontext", network, **changes)(*batch(), backward=torch.Tensor.backward, gradients=True)
+    losses = make(TAUGHT, network, **changes)(*batch(), backward=torch.Tensor.backward, gradients=True)
     norms = {}
     for term, weight in {"clean": 1.0, "masked": 1.0, "consistency": 2.0}.items():
         alone = copy.deepcopy(start)
-        (weight * make("medcontext", alone, **changes)(*batch())[term]).backward()
+        (weight * make(TAUGHT, alone, **changes)(*batch())[term]).backward()
         norms[term] = torch.cat([p.grad.flatten() for p in alone.parameters() if p.grad is not None]).norm().item()
     for term, norm in norms.items():
         assert losses[f"gradient_share/{term}"].item() == pytest.approx(norm / sum(norms.values()), rel=1e-3)
@@ -180,12 +183,12 @@ def test_a_term_without_weight_costs_nothing_and_changes_nothing(left_out, taken
     network = Small()
     network.inner[1], network.inner[2] = nn.InstanceNorm3d(5, affine=True), nn.Identity()
     whole = copy.deepcopy(network)
-    terms = make("medcontext", whole, **THREE_PASSES)(*batch())
+    terms = make(TAUGHT, whole, **THREE_PASSES)(*batch())
     kept = {"clean", "masked", "consistency"} - left_out
     sum(terms[term] for term in kept).backward()
 
     weights = THREE_PASSES | {f"{term}_weight": 0.0 for term in left_out}
-    method = make("medcontext", network, passes=passes, **weights)
+    method = make(TAUGHT, network, passes=passes, **weights)
     samples = {"student": 0, "teacher": 0}
     for name, each in (("student", method.network), ("teacher", method.teacher.network)):
 
@@ -206,11 +209,11 @@ def test_a_term_without_weight_costs_nothing_and_changes_nothing(left_out, taken
 
 def test_what_would_learn_nothing_is_refused():
     with pytest.raises(MedContextError, match="clean_weight"):
-        replace(preset("medcontext"), clean_weight=0.0, masked_weight=0.0, consistency_weight=0.0)
+        replace(preset("medcontext"), masked_weight=0.0)
     with pytest.raises(MedContextError, match="clean_weight"):
         replace(preset("supervised"), clean_weight=0.0)
     image, _ = batch()
-    for method in (make("supervised"), make("medcontext", consistency_weight=0.0)):
+    for method in (make("supervised"), make("medcontext")):
         with pytest.raises(MedContextError, match="batch without labels"):
             method(image, None)
 
@@ -265,7 +268,7 @@ def test_a_warm_start_averages_all_students_that_the_teacher_followed(steps_per_
 
 
 def test_the_teacher_is_always_in_eval_mode_and_out_of_reach():
-    method = make("medcontext")
+    method = make(TAUGHT)
     method.student.train()
     method.teacher._network.train()
     target = method.teacher(batch()[0])
@@ -320,7 +323,7 @@ def test_momentum_schedules():
 
 
 def test_diagnostics_show_context_and_collapse():
-    method = make("medcontext")
+    method = make(TAUGHT)
     image, label = batch()
     seen = method(image, label, backward=torch.Tensor.backward, diagnose=True)
     assert 0 <= seen["context_score"] <= 1
@@ -329,7 +332,7 @@ def test_diagnostics_show_context_and_collapse():
     collapsed = Small()
     for weight in collapsed.parameters():
         nn.init.zeros_(weight)
-    seen = make("medcontext", collapsed)(image, label, diagnose=True)
+    seen = make(TAUGHT, collapsed)(image, label, diagnose=True)
     assert seen["teacher_entropy"].item() == pytest.approx(1)
     assert seen["teacher_occupancy/0"].item() == 1
 
@@ -349,7 +352,7 @@ def test_large_logits_in_half_precision_stay_finite():
         def forward(self, image):
             return (super().forward(image) * 1e4).half()
 
-    method = make("medcontext", Loud())
+    method = make(TAUGHT, Loud())
     losses = method(*batch())
     assert all(torch.isfinite(loss) for loss in losses.values())
 

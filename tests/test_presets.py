@@ -150,9 +150,9 @@ def test_a_training_is_its_formulas_step_by_step(preset, hide):
         z_m = masked_pass(config, reference, image.double(), mask, token, value, hide)
         with torch.no_grad():
             z_t = teacher(image.double())
-        terms = {"masked": dice_ce(config, z_m, label), "consistency": agreement(config, z_m, z_t)}
+        terms = {"masked": dice_ce(config, z_m, label)}
         if preset != "medcontext":
-            terms["clean"] = clean
+            terms |= {"consistency": agreement(config, z_m, z_t), "clean": clean}
         weights = {"consistency": config.consistency_weight}
         terms["total"] = sum(weights.get(name, 1.0) * term for name, term in terms.items())
         leaves = [*(p for p in reference.parameters() if p.requires_grad), token, value]

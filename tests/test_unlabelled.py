@@ -38,7 +38,11 @@ from tests.conftest import make_tiny
 from tests.test_distributed import command
 from tests.test_train import KILLED_AT_STEP_7, SECONDS, same
 
-FEW = {"few_shot": 2, "unlabelled_batch": 2}
+FEW = {
+    "few_shot": 2,
+    "unlabelled_batch": 2,
+    "method": dataclasses.replace(PRESETS["medcontext"], consistency_weight=1.0),
+}
 STILL = AugmentConfig(
     **{each.name: 0.0 for each in dataclasses.fields(AugmentConfig) if each.name.endswith("_probability")}
 )
@@ -283,6 +287,7 @@ def test_nothing_to_learn_from_is_said(tiny, settings, tmp_path):
     assert not (tmp_path / "run").exists()
     for changes in (
         {"preset": "supervised"},
+        {"preset": "medcontext"},
         {"method": dataclasses.replace(PRESETS["paper"], consistency_weight=0.0)},
     ):
         with pytest.raises(MedContextError, match="Nothing would be learned"):

@@ -162,7 +162,7 @@ class MethodConfig:
 
 
 PRESETS: dict[str, MethodConfig] = {
-    "medcontext": MethodConfig(clean_weight=0.0, ratio=(0.0, 0.3)),
+    "medcontext": MethodConfig(clean_weight=0.0, ratio=(0.0, 0.3), consistency_weight=0.0),
     "paper": MethodConfig(
         mask="tube",
         mask_patch=(16, 16, 16),
@@ -196,9 +196,10 @@ PRESETS: dict[str, MethodConfig] = {
     ),
     "supervised": MethodConfig(mask="none"),
 }
-"""``medcontext``: the default, what measured best at equal compute (docs/results): the student sees a batch once, with
-up to 30 % hidden, beside the teacher that sees all. ``paper``: what the paper says, done right. ``official``: what the
-released UNETR code computes, for reproduction and comparison only. ``supervised``: the baseline."""
+"""``medcontext``: the default, what measured best on whole scans at equal compute (docs/results): the student sees a
+batch once, with up to 30 % hidden; the moving average teaches nothing, which takes a ``consistency_weight``.
+``paper``: what the paper says, done right. ``official``: what the released UNETR code computes, for reproduction and
+comparison only. ``supervised``: the baseline."""
 
 
 def preset(name: str) -> MethodConfig:

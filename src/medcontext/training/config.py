@@ -210,8 +210,8 @@ class TrainConfig:
                 "Nothing would be learned from scans without a label.",
                 found=f"unlabelled_batch = {self.unlabelled_batch} in supervised training, or at a consistency weight "
                 "of 0",
-                expected="a preset with a teacher that the student is compared with, or pretrain_steps",
-                remedy="choose one of them, or leave unlabelled_batch out",
+                expected="a teacher that the student is compared with, or pretrain_steps",
+                remedy="set method.consistency_weight to 1, set pretrain_steps, or leave unlabelled_batch out",
             )
 
     def method_config(self) -> MethodConfig:

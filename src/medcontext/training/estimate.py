@@ -175,11 +175,12 @@ def _training_step(network: nn.Module, config: TrainConfig, plan: Plan, device: 
         method.student.to(device)
     method.student.train()
     optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
-    # The optimiser's states are there from its first step on.
+    # The optimiser's states are there from its first step on; the teacher's weights count from their first use.
     for parameter in method.student.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     optimizer.step()
     optimizer.zero_grad()
+    method.after_step()
     generator = torch.Generator().manual_seed(0)
     patches = plan.batch_size + config.compared_batch
     labelled = [place < plan.batch_size for place in range(patches)]
