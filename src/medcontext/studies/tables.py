@@ -39,7 +39,7 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
         figures: Names of the figures beside it.
     """
     gains, curves = f"{found['study']}.svg", f"{found['study']}-convergence.svg"
-    missing = found["missing"]
+    missing, compared, damaged = found["missing"], _of_pairs(found["comparisons"]), _of_pairs(found["missing_parts"])
     parts = [
         f"# {found['study']}",
         found["about"],
@@ -47,13 +47,13 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
         f"{'; '.join(found['hardware'])}. Data: {found['dataset']}, split {found['split']}."
         + (f" **Not done yet: {len(missing)} of {len(missing) + len(found['runs'])} runs.**" if missing else ""),
     ]
-    if found["comparisons"]:
-        parts += ["## Comparisons", _comparisons(found["comparisons"])]
-        parts += ["\n".join(map(_in_words, found["comparisons"]))]
+    if compared:
+        parts += ["## Comparisons", _comparisons(compared)]
+        parts += ["\n".join(map(_in_words, compared))]
     if gains in figures:
         parts.append(f"![Gain in Dice with 95 % intervals]({gains})")
-    parts += _missing_parts(found["missing_parts"])
-    parts += _pictures([each for each in (*found["comparisons"], *found["missing_parts"]) if each["picture"]])
+    parts += _missing_parts(damaged)
+    parts += _pictures([each for each in (*compared, *damaged) if each["picture"]])
     parts += ["## Runs", ARMS, _arms(found["runs"])]
     parts += ["## Convergence", CONVERGENCE, "\n".join(f"- {in_words(arm)}" for arm in found["convergence"])]
     if curves in figures:
@@ -63,6 +63,23 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
     parts.append(f"All scores of all cases: [{found['study']}.csv]({found['study']}.csv); the settings and everything "
                  f"else: [{found['study']}.json]({found['study']}.json).")  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _of_pairs(comparisons: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One comparison for each pair of arms, under all the names that the study has for it: where a step of both costs
+    the same, equal steps are equal compute."""
+    pairs: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for each in comparisons:
+        key = (each.get("missing"), *each["levels"].values(), each["baseline"], each["arm"])
+        pairs.setdefault(key, []).append(each)
+    return [
+        {
+            **same[0],
+            "name": ", ".join(each["name"] for each in same),
+            "picture": next((each["picture"] for each in same if each["picture"]), None),
+        }
+        for same in pairs.values()
+    ]
 
 
 def _missing_parts(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
