@@ -1,7 +1,7 @@
 """One training step: supervised, the three passes written naively, and ours. ``python -m benchmarks.step [--json]``.
 
 ``ratio_to_supervised`` is our step over the supervised one (2.33 is the arithmetic floor of three passes at equal
-precision); ``ratio_preset`` that of the preset ``medcontext``, which leaves out the clean pass (floor 1.33);
+precision); ``ratio_preset`` that of the preset ``medcontext``, which has the masked pass alone (floor 1);
 ``ratio_naive`` the naive step over the supervised one; ``overhead`` the share of our step that is not spent
 in the network's own passes (losses, masking, moving average); ``memory`` and ``memory_naive`` are the peak beyond
 weights and optimiser, as ratios to the supervised step's. Naive means: both student graphs alive at once, the loss on
