@@ -206,9 +206,9 @@ def exchange(rank: int, store: str) -> None:
     statistics = [torch.full((2,), rank + 5.0), torch.tensor(rank + 7)]
     follow_first(fabric, statistics)
     assert [each.tolist() for each in statistics] == [[5, 5], 7]
-    values = torch.tensor([rank + 1.0, math.nan if rank else 4.0, math.nan])
-    assert mean_of(fabric, values)[:2].tolist() == [1.5, 4.0]
-    assert mean_of(fabric, values)[2].isnan()
+    values = torch.tensor([rank + 1.0, math.nan if rank else 4.0, math.inf if rank else 1.0, math.nan])
+    assert mean_of(fabric, values)[:3].tolist() == [1.5, 4.0, math.inf]
+    assert mean_of(fabric, values)[3].isnan()
     assert of_all(fabric, {f"case {1 - rank}": rank}) == {"case 0": 1, "case 1": 0}
     # One is asked to stop; the other, by its own clock, is late for a checkpoint.
     for device, agreed in (("cpu", (True, True)), ("cuda:0", (False, False))):

@@ -28,16 +28,12 @@ def require_fitting(image: Tensor, label: Tensor | None) -> None:
         )
 
 
-def labelled_places(
-    image: Tensor, label: Tensor | None, labelled: Sequence[bool] | None, *, shared: bool = False
-) -> list[int]:
-    """Places in the batch of the samples that have a label.
+def labelled_places(image: Tensor, labelled: Sequence[bool] | None, *, shared: bool) -> list[int]:
+    """Places in the batch of the samples that have a label; None: all have.
 
     Raises:
         MedContextError: The batch is shared by processes, and one without a label comes before one that has one.
     """
-    if label is None:
-        return []
     places = [place for place in range(len(image)) if labelled is None or labelled[place]]
     if shared and places != list(range(len(places))):
         raise MedContextError(

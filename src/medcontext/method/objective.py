@@ -140,7 +140,7 @@ class MedContext:
             else), and the diagnostics when asked for.
         """
         require_fitting(image, label)
-        known = labelled_places(image, label, labelled, shared=self._parts > 1)
+        known = [] if label is None else labelled_places(image, labelled, shared=self._parts > 1)
         truth = rows_of(label, known) if label is not None and known else None
         ramped = consistency_weight(self.config, self.step, self._total_steps)
         weights = {"clean": self.config.clean_weight, "masked": self.config.masked_weight, "consistency": ramped}

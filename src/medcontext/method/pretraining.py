@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from medcontext.losses.dice_ce import by_halves, nearest
+from medcontext.method.batches import labelled_places
 from medcontext.method.masking import mask_to_voxels, volume_size
 from medcontext.method.objective import MedContext
 from medcontext.method.presets import MethodConfig
@@ -58,7 +59,7 @@ class Reconstruction(MedContext):
             ``total``: mean over samples of the mean squared error in their hidden voxels; over heads as in deep
             supervision.
         """
-        known = [place for place in range(len(image)) if labelled is None or labelled[place]]
+        known = labelled_places(image, labelled, shared=self._parts > 1)
         mask, noise = self.draw_mask(image, known), self._draw_noise(image, len(known))
         outputs = self.student(image, mask, noise)
         hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(image))

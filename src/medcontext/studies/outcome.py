@@ -200,8 +200,11 @@ def _as_asked(planned: PlannedRun, settings: Mapping[str, Any]) -> bool:
     were; one that there was not yet counts at its default, at which it changes nothing."""
     made = flat(plain(TrainConfig(method=MethodConfig()))) | dict(settings)
     config = dataclasses.replace(planned.config, method=planned.config.method_config())
-    asked = {key: value for key, value in plain(config).items() if key not in _PLACES}
-    asked = {key: value for key, value in asked.items() if value is not None or key in _NONE_SAYS}
+    asked = {
+        key: value
+        for key, value in plain(config).items()
+        if key not in _PLACES and (value is not None or key in _NONE_SAYS)
+    }
     return all(key in made and made[key] == value for key, value in flat(asked).items())
 
 

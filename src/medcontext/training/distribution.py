@@ -231,7 +231,7 @@ def mean_of(fabric: Fabric, values: Tensor) -> Tensor:
     if fabric.world_size == 1:
         return values
     known = ~values.isnan()
-    sums = fabric.all_reduce(torch.stack([values.nan_to_num(nan=0.0), known.float()]), reduce_op="sum")
+    sums = fabric.all_reduce(torch.stack([values.where(known, 0.0), known.float()]), reduce_op="sum")
     assert isinstance(sums, Tensor)
     mean: Tensor = sums[0] / sums[1]
     return mean
