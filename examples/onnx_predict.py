@@ -24,6 +24,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 Array = npt.NDArray[np.float32]
+Box = tuple[slice, slice, slice]
 
 
 def resample(image: Array, size: tuple[int, ...]) -> Array:
@@ -50,20 +51,16 @@ def normalise(image: Array, how: dict[str, Any]) -> Array:
                 for channel, values in zip(image, how["channels"], strict=True)
             ]
         ).astype(np.float32)
-    filled = (image != 0).any(0)
-    sides = [np.flatnonzero(filled.any(others)) for others in ((1, 2), (0, 2), (0, 1))]
-    box = tuple(slice(side[0], side[-1] + 1) if len(side) else slice(None) for side in sides)
     scaled = np.empty_like(image)
-    for number, values in enumerate(how["channels"]):
-        inside = np.ascontiguousarray(image[number][box])
-        step = max(1, inside.size // values["percentile_voxels"])
-        while math.gcd(step, inside.size) > 1:
+    for number, (channel, values) in enumerate(zip(image, how["channels"], strict=True)):
+        step = max(1, channel.size // values["percentile_voxels"])
+        while math.gcd(step, channel.size) > 1:
             step -= 1
-        low, high = np.percentile(inside.ravel()[::step], values["percentiles"])
-        inside = inside.clip(low, high)
-        mean = float(inside.mean())
-        std = max(float(inside.std()), values["smallest_std"] * (1 + abs(mean)))
-        scaled[number] = (image[number].clip(low, high) - mean) / std
+        low, high = np.percentile(channel.ravel()[::step], values["percentiles"])
+        clipped = channel.clip(low, high)
+        mean = float(clipped.mean())
+        std = max(float(clipped.std()), values["smallest_std"] * (1 + abs(mean)))
+        scaled[number] = (clipped - mean) / std
     return scaled
 
 
@@ -110,14 +107,25 @@ def labels_of(logits: Array, about: dict[str, Any], size: tuple[int, ...]) -> np
     return labels
 
 
-def prepare(scan: Any, about: dict[str, Any]) -> Array:
-    """The scan as the network sees it, (C, D, H, W); its axes lie in the right order and direction already."""
+def box_of(image: Array, how: dict[str, Any]) -> Box:
+    """The smallest box of (C, D, H, W) around all that isn't empty; the whole of an empty scan."""
+    filled = (image > how["channels"][0]["low"] if how["kind"] == "ct" else image != 0).any(0)
+    sides = [np.flatnonzero(filled.any(others)) for others in ((1, 2), (0, 2), (0, 1))]
+    d, h, w = (slice(int(side[0]), int(side[-1]) + 1) if len(side) else slice(None) for side in sides)
+    return d, h, w
+
+
+def prepare(scan: Any, about: dict[str, Any]) -> tuple[Array, Box]:
+    """The scan as the network sees it, (C, D, H, W), and what part of it that is; its axes lie in the right order and
+    direction already."""
     array = scan.get_fdata(dtype=np.float32)
-    image = np.ascontiguousarray(np.moveaxis(array[..., None] if array.ndim == 3 else array, -1, 0))
+    image = np.moveaxis(array[..., None] if array.ndim == 3 else array, -1, 0)
+    box = box_of(image, about["normalisation"])
+    image = np.ascontiguousarray(image[(slice(None), *box)])
     spacing = voxel_sizes(scan.affine).tolist()
     lengths = zip(image.shape[1:], spacing, about["spacing_mm"], strict=True)
     size = tuple(max(1, round(n * old / new)) for n, old, new in lengths)
-    return normalise(resample(image, size), about["normalisation"])
+    return normalise(resample(image, size), about["normalisation"]), box
 
 
 def apply(rule: dict[str, Any], labels: npt.NDArray[np.int32], ml: float) -> npt.NDArray[np.int32]:
@@ -143,8 +151,9 @@ def segment(export: Path, scan: Path, out: Path) -> None:
     native = orientations.io_orientation(source.affine)
     wanted = orientations.axcodes2ornt(about["orientation"])
     turned = source.as_reoriented(orientations.ornt_transform(native, wanted))
-    logits = logits_of(prepare(turned, about), about, session)
-    labels = labels_of(logits, about, turned.shape[:3])
+    prepared, box = prepare(turned, about)
+    labels = np.zeros(turned.shape[:3], dtype=np.int32)
+    labels[box] = labels_of(logits_of(prepared, about, session), about, labels[box].shape)
     back = orientations.apply_orientation(labels, orientations.ornt_transform(wanted, native))
     ml = abs(float(np.linalg.det(source.affine[:3, :3]))) / 1000
     for rule in about["postprocessing"]:

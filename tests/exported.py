@@ -64,7 +64,7 @@ def write_scan(path: Path, plan: Plan, seed: int, *, empty: bool = False) -> Pat
     grown = rng.normal(50, 60, (plan.channels, *-(-size // 4))).repeat(4, 1).repeat(4, 2).repeat(4, 3)
     array = grown[:, : size[0], : size[1], : size[2]] + rng.normal(0, 10, (plan.channels, *size))
     if empty:
-        array[:, :3] = array[:, :, -5:] = array[:, :, :, :4] = 0
+        array[:, :3] = array[:, :, -5:] = array[:, :, :, :4] = -1000 if plan.normalisation.kind == "ct" else 0
     affine = np.diag([*rng.uniform(0.7, 2.2, 3), 1.0])
     affine[:3, 3] = rng.normal(0, 40, 3)
     last = np.moveaxis(array.astype(np.float32), 0, -1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -139,6 +140,31 @@ def test_nothing_else_is_made_unless_it_is_asked_for():
     assert maps.entropy is None
 
 
+@given(where=grids, regions=st.booleans(), seed=st.integers(0))
+@settings(deadline=None, max_examples=40)
+def test_around_the_box_that_was_seen_all_is_background(where, regions, seed):
+    seed %= 10_000
+    plan = plan_with(regions=REGIONS if regions else (), orientation=where["target"])
+    logits = logits_of("noise", plan.labels.outputs, where["grid"], seed)
+    _, affine = oriented(np.empty((2, 2, 2)), oblique(seed), where["stored"])
+    inside = reorient_back(np.empty(where["size"]), affine, plan.orientation).shape
+    before, after = np.random.default_rng(seed).integers(0, 3, (2, 3)).tolist()
+    shape = tuple(np.array(inside) + before + after)
+    box = tuple(slice(start, start + size) for start, size in zip(before, inside, strict=True))
+    arguments, wanted = (where["grid"], plan), {"outputs": (2, 0), "entropy": True}
+    alone = to_native(slabs_of(logits, where["step"]), *arguments, inside, affine, **wanted)
+    maps = to_native(slabs_of(logits, where["step"]), *arguments, shape, affine, box=box, **wanted)
+    around = np.ones(shape, dtype=bool)
+    around[box] = False
+    assert np.array_equal(maps.labels[box], alone.labels)
+    assert np.array_equal(maps.probabilities[:, *box], alone.probabilities)
+    assert np.array_equal(maps.entropy[box], alone.entropy)
+    assert not maps.labels[around].any()
+    assert not maps.entropy[around].any()
+    assert not maps.probabilities[0][around].any()
+    assert (maps.probabilities[1][around] == (not regions)).all()
+
+
 @pytest.mark.parametrize("classes", [255, 256, 300])
 def test_many_classes_that_are_computed_in_parts(classes, monkeypatch):
     """Noise, so that other classes than those around win nearly everywhere."""
@@ -189,7 +215,7 @@ def test_a_real_scan_is_labelled_as_in_the_straightforward_way(real_scans):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv3d(1, 8, 5, padding=2), nn.ReLU(), nn.Conv3d(8, 5, 5, padding=2)).eval()
     plan = plan_with(5)
-    image = torch.from_numpy(prepare_image(scan, plan))
+    image = torch.from_numpy(prepare_image(scan, plan)[0])
     logits = sliding_logits(network, image, plan.patch, plan.normalisation.outside)
     labels = Predictor(Model(network, plan, {})).labels_of(scan)
     turned = np.ascontiguousarray(reorient(labels, scan.affine, "SAR"))
@@ -197,3 +223,19 @@ def test_a_real_scan_is_labelled_as_in_the_straightforward_way(real_scans):
     chosen = scores.gather(0, torch.from_numpy(turned // 7).long()[None])[0]
     assert (chosen >= scores.amax(0) - CLOSE).all()
     assert len(np.unique(labels)) > 2
+
+
+@pytest.mark.parametrize(
+    ("how", "empty"), [(Normalisation("case"), 0.0), (Normalisation("ct", 5, 80, 40, 20), -1000.0)]
+)
+def test_a_scan_is_segmented_alike_whatever_is_empty_around_it(how, empty):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 8, 5, padding=2), nn.ReLU(), nn.Conv3d(8, 4, 5, padding=2)).eval()
+    predictor = Predictor(Model(network, dataclasses.replace(plan_with(), normalisation=how), {}))
+    alone = np.random.default_rng(0).uniform(10, 90, (9, 12, 10)).astype(np.float32)
+    around = ((3, 4), (0, 5), (7, 1))
+    affine = np.diag([1.3, 0.9, 1.1, 1.0])
+    expected = predictor(alone, affine)
+    found = predictor(np.pad(alone, around, constant_values=empty), affine)
+    assert np.array_equal(found, np.pad(expected, around))
+    assert len(np.unique(expected)) == 4

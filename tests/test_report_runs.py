@@ -163,7 +163,7 @@ def test_the_student_gets_the_patch_but_for_what_the_mask_hides(runs, tiny, name
     np.testing.assert_array_equal(seen.given[~seen.hidden], seen.image[~seen.hidden])
     assert seen.image.shape == seen.given.shape == seen.hidden.shape == (16, 16, 16)
     plan = runs[name].read_plan()
-    prepared = prepare_image(read_scan(*open_dataset(tiny).cases[seen.case].images), plan)
+    prepared, _ = prepare_image(read_scan(*open_dataset(tiny).cases[seen.case].images), plan)
     inside = seen.image != plan.normalisation.outside
     assert np.isin(seen.image[inside], prepared).all(), "the scan, hidden or not"
     assert (seen.given[seen.hidden & inside] != seen.image[seen.hidden & inside]).mean() > 0.9

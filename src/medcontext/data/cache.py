@@ -25,7 +25,7 @@ from medcontext.data.prepare import prepare_case, read_prepared, write_prepared
 from medcontext.data.scan import read_labels, read_scan
 from medcontext.errors import MedContextError
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the preparation of a case changes, so that what older versions cached is not used."""
 
 MADE_BY = ("channels", "labels", "orientation", "spacing", "normalisation")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from medcontext.data.geometry import filled_box
 from medcontext.data.labels import TABLE_SIZE, Labels
 from medcontext.data.scan import LabelMap, Scan, spacing_of
 
@@ -169,10 +171,6 @@ def intensity_range(channel: npt.NDArray[np.float32]) -> tuple[float, float, flo
 
 
 def _filled(array: npt.NDArray[np.float32]) -> float:
-    above = np.any(array.transpose(0, 3, 2, 1) != 0, axis=0)
-    share = 1.0
-    for axis in range(3):
-        first, second = (other for other in (2, 1, 0) if other != axis)
-        places = np.flatnonzero(np.any(np.any(above, axis=first), axis=second))
-        share *= (places[-1] - places[0] + 1) / above.shape[axis] if len(places) else 0.0
-    return float(share)
+    box = filled_box(array)
+    sizes = array.shape[1:]
+    return math.prod((side.stop - side.start) / size for side, size in zip(box, sizes, strict=True)) if box else 0.0

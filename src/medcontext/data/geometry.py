@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,26 @@ from torch import Tensor
 
 Size = tuple[int, int, int]
 Affine = npt.NDArray[np.float64]
+Box = tuple[slice, slice, slice]
+
+
+def filled_box(image: npt.NDArray[Any], above: float | None = None) -> Box | None:
+    """The smallest box of ``(C, X, Y, Z)`` around all voxels that are filled in any channel; None where none is.
+
+    Args:
+        image: Intensities.
+        above: The value beyond which a voxel counts as filled; None: all but 0 do.
+    """
+    filled = reduce(np.bitwise_or, (channel != 0 if above is None else channel > above for channel in image))
+    box = []
+    for axis in range(3):
+        first, second = (other for other in (2, 1, 0) if other != axis)
+        places = np.flatnonzero(filled.any(axis=first).any(axis=second))
+        if not len(places):
+            return None
+        box.append(slice(int(places[0]), int(places[-1]) + 1))
+    x, y, z = box
+    return x, y, z
 
 
 def reorient(array: npt.NDArray[Any], affine: Affine, orientation: str) -> npt.NDArray[Any]:

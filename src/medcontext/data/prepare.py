@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import itertools
 import math
@@ -16,7 +17,9 @@ import numpy.typing as npt
 import torch
 
 from medcontext.data.geometry import (
+    Box,
     Size,
+    filled_box,
     reorient,
     reoriented_spacing,
     resample_image,
@@ -27,8 +30,6 @@ from medcontext.data.plan import Normalisation, Plan
 from medcontext.data.scan import LabelMap, Scan
 from medcontext.data.stored import StoredArray, damaged, packed
 from medcontext.errors import MedContextError
-
-Box = tuple[slice, slice, slice]
 
 KEPT_PLACES = 5_000
 """Voxels of each class that patches may be centred on: enough to cover it, few enough to load at once."""
@@ -63,42 +64,18 @@ class Prepared:
     places: tuple[npt.NDArray[np.int32], ...]
 
 
-def prepare_image(scan: Scan, plan: Plan) -> npt.NDArray[np.float32]:
-    """The whole scan, ``(C, D, H, W)``, in the plan's grid, normalised.
+def prepare_image(scan: Scan, plan: Plan) -> tuple[npt.NDArray[np.float32], Box]:
+    """What the network sees of a scan, in training as in prediction: what isn't empty, in the plan's grid, normalised.
+
+    Labels have no say in it: a new scan has none.
+
+    Returns:
+        ``(C, D, H, W)``, and the box of the scan (X, Y, Z) that it covers: the smallest around all that isn't empty,
+        or the whole of an empty scan.
 
     Raises:
         MedContextError: The scan has other channels than the plan, or values that are not finite.
     """
-    return _prepare_image(scan, plan)[0]
-
-
-def prepare_case(scan: Scan, labels: LabelMap | None, plan: Plan) -> Prepared:
-    """A case in the plan's grid, with places of every class for sampling where it has a label.
-
-    The image is that of :func:`prepare_image`, cut to the smallest box around all that isn't empty and all labels.
-
-    Raises:
-        MedContextError: As :func:`prepare_image`.
-    """
-    image, filled = _prepare_image(scan, plan)
-    if labels is None:
-        return Prepared(np.ascontiguousarray(image[:, *filled]), None, ())
-    indices = np.ascontiguousarray(reorient(plan.labels.to_indices(labels.array), scan.affine, plan.orientation))
-    label = resample_labels(indices, planned_size(scan, plan))
-    labelled = _box_around(label != 0)
-    box = filled if labelled is None else _union(filled, labelled)
-    label = np.ascontiguousarray(label[box])
-    return Prepared(np.ascontiguousarray(image[:, *box]), label, _places(label, plan.labels.classes))
-
-
-def planned_size(scan: Scan, plan: Plan) -> Size:
-    """Size of the scan in the plan's grid."""
-    d, h, w = reorient(scan.array, scan.affine, plan.orientation).shape[1:]
-    return resampled_size((d, h, w), reoriented_spacing(scan.affine, plan.orientation), plan.spacing)
-
-
-def _prepare_image(scan: Scan, plan: Plan) -> tuple[npt.NDArray[np.float32], Box]:
-    """The whole image, and the box around what isn't empty. Labels have no say in either: a new scan has none."""
     if len(scan.array) != plan.channels:
         raise MedContextError(
             "The image has the wrong number of channels.",
@@ -108,39 +85,47 @@ def _prepare_image(scan: Scan, plan: Plan) -> tuple[npt.NDArray[np.float32], Box
         )
     if not np.isfinite(scan.array).all():
         raise MedContextError("The image holds values that are not finite.", file=scan.path, remedy="export it again")
-    turned = np.ascontiguousarray(reorient(scan.array, scan.affine, plan.orientation))
-    image = resample_image(torch.from_numpy(turned), planned_size(scan, plan)).numpy()
     how = plan.normalisation
     # Air in CT is below the lowest value that is told apart; MRI is 0 where nothing was measured or all was removed.
-    filled: npt.NDArray[np.bool_] = np.any(image > how.low if how.kind == "ct" else image != 0, axis=0)
-    d, h, w = filled.shape
-    box = _box_around(filled) or (slice(0, d), slice(0, h), slice(0, w))
-    return _normalise(image, how, box), box
+    x, y, z = scan.array.shape[1:]
+    box = filled_box(scan.array, how.low if how.kind == "ct" else None) or (slice(0, x), slice(0, y), slice(0, z))
+    part = dataclasses.replace(scan, array=scan.array[:, *box])
+    turned = np.ascontiguousarray(reorient(part.array, scan.affine, plan.orientation))
+    image = resample_image(torch.from_numpy(turned), planned_size(part, plan)).numpy()
+    return _normalise(image, how), box
 
 
-def _box_around(mask: npt.NDArray[np.bool_]) -> Box | None:
-    from scipy.ndimage import find_objects
+def prepare_case(scan: Scan, labels: LabelMap | None, plan: Plan) -> Prepared:
+    """A case in the plan's grid, with places of every class for sampling where it has a label.
 
-    boxes: list[Box] = find_objects(mask.view(np.uint8))
-    return boxes[0] if boxes else None
+    The image is that of :func:`prepare_image`. Labels beyond it are left out, as nothing was measured there.
+
+    Raises:
+        MedContextError: As :func:`prepare_image`.
+    """
+    image, box = prepare_image(scan, plan)
+    if labels is None:
+        return Prepared(image, None, ())
+    indices = reorient(plan.labels.to_indices(labels.array[box]), scan.affine, plan.orientation)
+    label = resample_labels(np.ascontiguousarray(indices), image.shape[1:])
+    return Prepared(image, label, _places(label, plan.labels.classes))
 
 
-def _union(first: Box, second: Box) -> Box:
-    d, h, w = (slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(first, second, strict=True))
-    return d, h, w
+def planned_size(scan: Scan, plan: Plan) -> Size:
+    """Size of the scan in the plan's grid."""
+    d, h, w = reorient(scan.array, scan.affine, plan.orientation).shape[1:]
+    return resampled_size((d, h, w), reoriented_spacing(scan.affine, plan.orientation), plan.spacing)
 
 
-def _normalise(image: npt.NDArray[np.float32], how: Normalisation, box: Box) -> npt.NDArray[np.float32]:
-    """The whole image; what a case is normalised by, where that is its own, is taken from the box."""
+def _normalise(image: npt.NDArray[np.float32], how: Normalisation) -> npt.NDArray[np.float32]:
     if how.kind == "ct":
         return _scale(image, how.low, how.high, how.mean, how.std)
     normalised = np.empty_like(image)
     for channel, values in enumerate(image):
-        inside = np.ascontiguousarray(values[box])
-        low, high = (float(value) for value in np.percentile(_sample(inside), PERCENTILES))
-        inside = np.clip(inside, low, high)
-        mean = float(inside.mean())
-        normalised[channel] = _scale(values, low, high, mean, max(float(inside.std()), SMALLEST_STD * (1 + abs(mean))))
+        low, high = (float(value) for value in np.percentile(_sample(values), PERCENTILES))
+        clipped = np.clip(values, low, high)
+        mean = float(clipped.mean())
+        normalised[channel] = _scale(values, low, high, mean, max(float(clipped.std()), SMALLEST_STD * (1 + abs(mean))))
     return normalised
 
 

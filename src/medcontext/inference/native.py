@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medcontext.data.geometry import Affine, Size, reorient, reorient_back
+from medcontext.data.geometry import Affine, Box, Size, reorient, reorient_back
 from medcontext.data.labels import Labels
 from medcontext.data.plan import Plan
 from medcontext.inference.sliding import Slab
@@ -42,6 +42,7 @@ def to_native(
     shape: tuple[int, ...],
     affine: Affine,
     *,
+    box: Box | None = None,
     outputs: Sequence[int] = (),
     entropy: bool = False,
 ) -> NativeMaps:
@@ -56,6 +57,8 @@ def to_native(
         plan: That the scan was prepared by.
         shape: (X, Y, Z) of the scan.
         affine: Of the scan.
+        box: Part of the scan (X, Y, Z) that the volume covers, and around which all is background, without a doubt;
+            None: all of it.
         outputs: Those of the network, classes or regions by their place, whose probabilities are wanted.
         entropy: Whether the entropy is wanted.
 
@@ -63,13 +66,16 @@ def to_native(
         MedContextError: The logits are not finite.
     """
     maps = NativeMaps(
-        _empty(np.int32, (), shape, affine, plan),
-        _empty(np.float16, (len(outputs),), shape, affine, plan),
-        _empty(np.float16, (), shape, affine, plan) if entropy else None,
+        _zeros(np.int32, (), shape, affine, plan),
+        _zeros(np.float16, (len(outputs),), shape, affine, plan),
+        _zeros(np.float16, (), shape, affine, plan) if entropy else None,
     )
-    numbers = reorient(maps.labels, affine, plan.orientation)
-    chosen = reorient(maps.probabilities, affine, plan.orientation)
-    doubt = None if maps.entropy is None else reorient(maps.entropy, affine, plan.orientation)
+    if not plan.labels.regions:
+        maps.probabilities[np.array(outputs, dtype=int) == 0] = 1
+    within = box or (slice(None), slice(None), slice(None))
+    numbers = reorient(maps.labels[within], affine, plan.orientation)
+    chosen = reorient(maps.probabilities[:, *within], affine, plan.orientation)
+    doubt = None if maps.entropy is None else reorient(maps.entropy[within], affine, plan.orientation)
     height, width = numbers.shape[1:]
     plane = None
     for z, (below, above, share) in enumerate(_neighbouring(slabs, grid[0], len(numbers))):
@@ -83,10 +89,10 @@ def to_native(
     return maps
 
 
-def _empty(kind: type, lead: tuple[int, ...], shape: tuple[int, ...], affine: Affine, plan: Plan) -> npt.NDArray[Any]:
+def _zeros(kind: type, lead: tuple[int, ...], shape: tuple[int, ...], affine: Affine, plan: Plan) -> npt.NDArray[Any]:
     """In the scan's grid, but in memory as it will be filled: the plan's slices one after the other."""
     turned = reorient(np.empty((*lead, *shape), kind), affine, plan.orientation)
-    return np.empty_like(reorient_back(np.empty(turned.shape, kind), affine, plan.orientation))
+    return np.zeros_like(reorient_back(np.empty(turned.shape, kind), affine, plan.orientation))
 
 
 def _neighbouring(slabs: Iterable[Slab], old: int, new: int) -> Iterator[tuple[Ranked, Ranked, float]]:

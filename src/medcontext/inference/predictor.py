@@ -182,12 +182,13 @@ class Predictor:
             MedContextError: The scan doesn't fit the plan or the memory, or the network gives no numbers for it.
         """
         require_memory(scan, self.plan, len(outputs) + entropy)
-        image = torch.from_numpy(prepare_image(scan, self.plan)).to(self._device)
+        prepared, box = prepare_image(scan, self.plan)
+        image = torch.from_numpy(prepared).to(self._device)
         d, h, w = image.shape[1:]
         slabs = sliding_slabs(self._network, image, self.plan.patch, self.plan.normalisation.outside)
         shape, affine = scan.array.shape[1:], scan.affine
         try:
-            maps = to_native(slabs, (d, h, w), self.plan, shape, affine, outputs=outputs, entropy=entropy)
+            maps = to_native(slabs, (d, h, w), self.plan, shape, affine, box=box, outputs=outputs, entropy=entropy)
         except MedContextError as error:
             error.file = str(scan.path)
             raise

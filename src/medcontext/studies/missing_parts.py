@@ -40,11 +40,12 @@ def blocks(scan: Scan, generator: np.random.Generator) -> Scan:
 
 
 def slab(scan: Scan, generator: np.random.Generator) -> Scan:
-    """Neighbouring slices of one axis, a share of :data:`SHARE` of all, are black."""
+    """Neighbouring slices of one axis, a share of :data:`SHARE` of all, are black, with others on both sides of them: a
+    black border is taken for the end of the scan."""
     axis = int(generator.integers(3))
     size = scan.array.shape[1 + axis]
     count = round(SHARE * size)
-    start = int(generator.integers(size - count + 1))
+    start = min(max(1, int(generator.integers(size - count + 1))), max(0, size - count - 1))
     missing = np.zeros(scan.array.shape[1:], dtype=bool)
     np.moveaxis(missing, axis, 0)[start : start + count] = True
     return _without(scan, missing, scan.array.min(axis=(1, 2, 3)))

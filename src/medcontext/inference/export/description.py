@@ -12,7 +12,7 @@ from medcontext.inference.sliding import OVERLAP
 from medcontext.version import __version__
 
 FILE = "preprocessing.json"
-FORMAT = 1
+FORMAT = 2
 MADE_BY = "medcontext"
 
 SIGMA = 0.125

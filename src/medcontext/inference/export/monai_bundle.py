@@ -22,20 +22,14 @@ from medcontext.inference.export.formats import FORMATS
 from medcontext.inference.sliding import OVERLAP
 
 _STEPS = (
-    # Resampled zeros may be as far from 0 as double precision is from the truth.
-    "filled := lambda x: x.abs() >= 1e-10 * x.abs().max()",
-    "box := monai.transforms.CropForeground(select_fn=filled, allow_smaller=True)(image.as_tensor())",
-    f"ends := torch.from_numpy(numpy.percentile(box.flatten(1).numpy(), {list(PERCENTILES)}, axis=1)).float()",
-    "ends := ends[..., None, None, None]",
-    "inside := box.clamp(*ends)",
-    "mean := inside.mean((1, 2, 3), keepdim=True)",
+    f"ends := torch.from_numpy(numpy.percentile(image.flatten(1).numpy(), {list(PERCENTILES)}, axis=1)).float()",
+    "clipped := image.clamp(*ends[..., None, None, None])",
+    "mean := clipped.mean((1, 2, 3), keepdim=True)",
     f"least := {SMALLEST_STD} * (1 + mean.abs())",
-    "std := torch.maximum(inside.std((1, 2, 3), correction=0, keepdim=True), least)",
-    "(image.clamp(*ends) - mean) / std",
+    "(clipped - mean) / torch.maximum(clipped.std((1, 2, 3), correction=0, keepdim=True), least)",
 )
 _NORMALISE = f"$lambda image: ({', '.join(_STEPS)})[-1]"
-"""Each channel by the moments of the box around all that isn't empty; MONAI's own transforms take those of an image
-from the whole of it, or from its voxels that are not 0."""
+"""Each channel by its moments once it is clipped to its percentiles; MONAI has no transform that does both."""
 
 WEIGHTS, METADATA, INFERENCE = "models/model.pt", "configs/metadata.json", "configs/inference.json"
 README, LICENSE = "docs/README.md", "LICENSE"
@@ -150,9 +144,18 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     """From a file to what the network takes."""
     how, spacing = plan.normalisation, list(plan.spacing)
     size = f"[max(1, round(n * float(old) / new)) for n, old, new in zip(image.shape[1:], image.pixdim, {spacing})]"
+    filled = f"x > {how.low}" if how.kind == "ct" else "x != 0"
     steps = [
         _on("image", "LoadImaged", reader="NibabelReader", image_only=True, ensure_channel_first=True),
         _on("image", "Orientationd", axcodes=plan.orientation, labels=[["L", "R"], ["P", "A"], ["I", "S"]]),
+        # Of an empty scan all is kept.
+        _on(
+            "image",
+            "CropForegroundd",
+            source_key="image",
+            select_fn=f"$lambda x: ({filled}) | ~({filled}).any()",
+            allow_smaller=True,
+        ),
         # Spacingd would keep to the spacing, and so cover a little more or less than the scan. Here its extent is kept,
         # as in the training: a grid of the right size over the scan, then the scan on that grid, which can be undone.
         _on("image", "CopyItemsd", names="grid"),

@@ -91,6 +91,8 @@ def _steps(about: Mapping[str, Any]) -> list[str]:
     return [
         f"Turn and flip the axes of the array so that indices grow towards the patient's {ends[axes[0]]}, "
         f"{ends[axes[1]]} and {ends[axes[2]]}, in this order ('{axes}' in nibabel's letters).",
+        f"Cut to the smallest box around all voxels that are {_filled(about['normalisation'])}; without any, keep the "
+        "whole scan.",
         f"Resample to {listed(about['spacing_mm'])} mm over the same extent. An axis of n voxels gets round(n * old "
         "spacing / new spacing), at least 1; new voxel i lies at (i + 0.5) * n / new n - 0.5 of the old ones. Linear "
         "along every axis, without smoothing; beyond the outermost voxels their values go on. Single precision.",
@@ -102,9 +104,9 @@ def _steps(about: Mapping[str, Any]) -> list[str]:
         "Add up the logits of all windows, weighted by a Gaussian around each window's centre, with a standard "
         f"deviation of {window['sigma']:g} of the window's length along each axis, 1 at its highest and nowhere below "
         f"{window['smallest_weight']:g}; divide by the sum of the weights. Cut the padding off.",
-        "Resample the logits (not labels) to the size that the array had after step 1, in the way of step 2.",
+        "Resample the logits (not labels) to the size that the array had after step 2, in the way of step 3.",
         _choice(about["activation"]),
-        "Turn and flip back, and keep the affine of the scan.",
+        "Write 0 around the box that was cut out in step 2. Turn and flip back, and keep the affine of the scan.",
         *(_applied(rule) for rule in about["postprocessing"]),
     ]
 
@@ -119,13 +121,15 @@ def _normalisation(how: Mapping[str, Any]) -> str:
     low, high = values["percentiles"]
     many = values["percentile_voxels"]
     return (
-        "Find the smallest box around all voxels that are not 0 in every channel; without any, the whole scan. For "
-        f"each channel: clip to the {low:g}th and {high:g}th percentile of the box, subtract the mean and divide by "
-        f"the standard deviation of the clipped box (by {values['smallest_std']:g} * (1 + |mean|) if that is more). "
-        f"The whole scan is treated so, not the box alone. Of a box of {2 * many:,} voxels or more, percentiles are "
-        f"those of every k-th voxel in C order: k = voxels // {many:,}, or the next smaller number that shares no "
-        "factor with the number of voxels."
+        f"For each channel: clip to the {low:g}th and {high:g}th percentile, subtract the mean of what that gives and "
+        f"divide by its standard deviation (by {values['smallest_std']:g} * (1 + |mean|) if that is more). Of "
+        f"{2 * many:,} voxels or more, percentiles are those of every k-th voxel in C order: k = voxels // {many:,}, "
+        "or the next smaller number that shares no factor with the number of voxels."
     )
+
+
+def _filled(how: Mapping[str, Any]) -> str:
+    return f"above {how['channels'][0]['low']:g}" if how["kind"] == "ct" else "not 0 in every channel"
 
 
 def _applied(rule: Mapping[str, Any]) -> str:
