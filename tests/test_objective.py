@@ -210,6 +210,8 @@ def test_a_term_without_weight_costs_nothing_and_changes_nothing(left_out, taken
 def test_what_would_learn_nothing_is_refused():
     with pytest.raises(MedContextError, match="clean_weight"):
         replace(preset("medcontext"), masked_weight=0.0)
+    with pytest.raises(MedContextError, match="learns from the labels"):
+        replace(TAUGHT, masked_weight=0.0)
     with pytest.raises(MedContextError, match="clean_weight"):
         replace(preset("supervised"), clean_weight=0.0)
     image, _ = batch()

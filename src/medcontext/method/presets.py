@@ -134,10 +134,10 @@ class MethodConfig:
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(
-            self.clean_weight > 0 or self.masks,
+            self.clean_weight > 0 or (self.active and self.masked_weight > 0),
             "clean_weight",
             self.clean_weight,
-            "a number above 0 where no other term has a weight",
+            "a number above 0 where no masked pass learns from the labels (masked_weight = 0, or nothing is hidden)",
         )
         require(min(self.mask_patch) >= 1, "mask_patch", self.mask_patch, "three sizes in voxels, each 1 or more")
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
