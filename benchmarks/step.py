@@ -29,10 +29,11 @@ from medcontext.method.presets import MethodConfig
 from medcontext.networks.registry import NETWORKS, build_network, network_spec
 
 SMALL_PATCH = (64, 64, 64)
+THREE_PASSES = MethodConfig(ratio=0.3, clean_weight=1.0, consistency_weight=1.0)
 VARIANTS: dict[str, MethodConfig | str] = {
     "supervised": "supervised",
-    "naive": MethodConfig(),
-    "ours": MethodConfig(),
+    "naive": THREE_PASSES,
+    "ours": THREE_PASSES,
     "preset": "medcontext",
 }
 """What is timed, and its method."""

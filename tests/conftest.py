@@ -11,6 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medcontext.method.presets import MethodConfig
+
+THREE_PASSES = MethodConfig(ratio=0.3, clean_weight=1.0, consistency_weight=1.0)
+"""The method with all terms, so that every pass is taken."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -190,7 +190,7 @@ def test_the_weight_ramps_up():
     assert weights[25] == pytest.approx(2 * math.exp(-1.25))
     assert weights[50:] == [2.0] * 50
     assert weights == sorted(weights)
-    assert consistency_weight(MethodConfig(), 0, 100) == 1.0
+    assert consistency_weight(MethodConfig(consistency_weight=1.0), 0, 100) == 1.0
 
 
 def test_the_restarting_momentum_of_the_released_code_never_gets_far():

@@ -35,10 +35,11 @@ from medcontext.training.distribution import (
 from medcontext.training.loop import _agreed
 from medcontext.training.run import RunFolder, from_stored
 from medcontext.training.train import train
+from tests.conftest import THREE_PASSES
 from tests.test_train import NETWORK, SECONDS, weights
 
 SHORT = SECONDS | {"max_steps": 4, "log_every": 1, "save_every": 100, "validations": 2, "validation_share": 0.5}
-SHORT |= {"method": MethodConfig()}
+SHORT |= {"method": THREE_PASSES}
 
 SPEED = {"data_wait", "steps_per_second"}
 """Not known at the first step of a run, nor of a resumed one."""

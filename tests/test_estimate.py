@@ -24,6 +24,7 @@ from medcontext.training.config import TrainConfig
 from medcontext.training.estimate import Estimate, estimate, sharded_memory, step_memory, step_seconds
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.setup import tried
+from tests.conftest import THREE_PASSES
 
 MIB = 2**20
 
@@ -65,7 +66,7 @@ def test_activations_and_weights_are_counted_as_by_hand():
     assert 4 * weights <= step_memory(wide, config, flat) <= 6 * weights
     # The method keeps a teacher; a masked pass after a clean one makes the largest weight's gradient beside its own.
     supervised = step_memory(wide, config, flat)
-    for method, beside in ((MethodConfig(), wide[2].weight.nbytes), (None, 0)):
+    for method, beside in ((THREE_PASSES, wide[2].weight.nbytes), (None, 0)):
         more = step_memory(wide, dataclasses.replace(config_of(), method=method), flat) - supervised
         assert more == pytest.approx(weights + beside, rel=0.05)
 
@@ -84,7 +85,7 @@ def test_memory_grows_with_the_patch_and_halves_in_bf16():
 
 def test_unlabelled_patches_are_counted_and_a_pretraining_too(monkeypatch):
     """An unlabelled patch goes through the masked pass, the larger of the two, like any other."""
-    plan, config = plan_of((32, 32, 32)), dataclasses.replace(config_of(), method=MethodConfig(clean_weight=0.0))
+    plan, config = plan_of((32, 32, 32)), dataclasses.replace(config_of(), method=MethodConfig(consistency_weight=1.0))
     network = network_of("unet", plan)
     one = step_memory(network, config, plan)
     more = step_memory(network, dataclasses.replace(config, unlabelled_batch=2), plan)

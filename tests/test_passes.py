@@ -17,10 +17,11 @@ from medcontext.errors import MedContextError
 from medcontext.losses.dice_ce import dice_ce, over_heads
 from medcontext.method.diagnostics import teacher_state
 from medcontext.method.objective import MedContext
-from medcontext.method.presets import PRESETS, MethodConfig
+from medcontext.method.presets import PRESETS
+from tests.conftest import THREE_PASSES
 
 SIZE = (8, 8, 8)
-SMALL = MethodConfig(mask_patch=(2, 4, 4), confidence="sample", confidence_threshold=0.3)
+SMALL = replace(THREE_PASSES, mask_patch=(2, 4, 4), confidence="sample", confidence_threshold=0.3)
 
 
 class Heads(nn.Module):

@@ -120,6 +120,10 @@ def momentum(config: MethodConfig, step: int) -> float:
     return min(config.momentum, step / (step + 1))
 
 
+def test_a_field_that_is_set_in_python_changes_the_default_preset():
+    assert MethodConfig(mask_patch=(4, 4, 4)) == replace(PRESETS["medcontext"], mask_patch=(4, 4, 4))
+
+
 @pytest.mark.parametrize("hide", ["voxels", "tokens", "both"])
 @pytest.mark.parametrize("preset", ["medcontext", "paper", "official"])
 def test_a_training_is_its_formulas_step_by_step(preset, hide):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from medcontext.method.consistency import consistency
 from medcontext.method.diagnostics import hard_dice, teacher_state
 from medcontext.method.objective import MedContext
 from medcontext.method.presets import MethodConfig
+from tests.conftest import THREE_PASSES
 
 MEMBERSHIP = torch.tensor([[0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]], dtype=torch.bool)
 SIZE = (3, 4, 5)
@@ -128,7 +130,7 @@ def test_a_teacher_that_says_the_same_everywhere_is_collapsed():
 def test_a_whole_step_learns_regions():
     torch.manual_seed(0)
     network = nn.Conv3d(1, 3, 3, padding=1)
-    method = MedContext(network, MethodConfig(mask_patch=(2, 2, 2)), total_steps=60, membership=MEMBERSHIP)
+    method = MedContext(network, replace(THREE_PASSES, mask_patch=(2, 2, 2)), total_steps=60, membership=MEMBERSHIP)
     optimizer = torch.optim.Adam(method.student.parameters(), lr=0.05)
     target = torch.zeros(1, 8, 8, 8, dtype=torch.int64)
     target[:, 2:6, 2:6, 2:6], target[:, 3:5, 3:5, 3:5] = 2, 3

@@ -96,7 +96,7 @@ def test_an_embedding_without_a_layer_is_refused():
 
 
 def test_a_method_without_a_masked_pass_hides_nothing_whatever_mask_it_is_given():
-    config = MethodConfig(hide="tokens", mask_patch=(2, 2, 2), masked_weight=0.0, consistency_weight=0.0)
+    config = MethodConfig(hide="tokens", mask_patch=(2, 2, 2), clean_weight=1.0, masked_weight=0.0)
     student = Student(Embedded((2, 2, 2), "list"), config, channels=1, patch_embedding="embedding")
     image = torch.randn(1, 1, 4, 4, 4)
     assert torch.equal(student(image, torch.ones(1, 2, 2, 2, dtype=torch.bool)), student(image))

@@ -34,7 +34,7 @@ from medcontext.training.config import TrainConfig
 from medcontext.training.distribution import require_equal_shares
 from medcontext.training.run import RunFolder
 from medcontext.training.train import train
-from tests.conftest import make_tiny
+from tests.conftest import THREE_PASSES, make_tiny
 from tests.test_distributed import command
 from tests.test_train import KILLED_AT_STEP_7, SECONDS, same
 
@@ -174,7 +174,7 @@ def test_the_truth_of_unlabelled_cases_is_never_learned_from(trained, tiny, sett
 
 def test_unlabelled_scans_teach_through_the_teacher_alone(tiny, settings, tmp_path):
     """The supervised loss of the first step is that of the same patches without them."""
-    short = dataclasses.replace(settings, method=MethodConfig(), max_steps=2, log_every=1, validations=1)
+    short = dataclasses.replace(settings, method=THREE_PASSES, max_steps=2, log_every=1, validations=1)
     beside = RunFolder(train(tiny, tmp_path / "beside", short))
     without = RunFolder(train(tiny, tmp_path / "without", dataclasses.replace(short, unlabelled_batch=0)))
     assert without.read_split() == beside.read_split()
@@ -196,7 +196,7 @@ def test_a_killed_run_goes_on_bit_by_bit(trained, tiny, settings, tmp_path):
 
 def test_two_processes_learn_the_same_as_one(tiny, settings, tmp_path):
     changes = {"max_steps": 2, "log_every": 1, "validations": 1, "validation_share": 0.2}
-    short = dataclasses.replace(settings, method=MethodConfig(), **changes)
+    short = dataclasses.replace(settings, method=THREE_PASSES, **changes)
     one, two = RunFolder(train(tiny, tmp_path / "one", short)), RunFolder(tmp_path / "two")
     more = ("--devices", 2, "--few-shot", 2, "--unlabelled-batch", 2)
     done = subprocess.run(
@@ -236,7 +236,9 @@ def test_unlabelled_samples_are_spared_the_clean_pass():
     for passes in ("apart", "together"):
         torch.manual_seed(0)
         network = torch.nn.Conv3d(1, 2, 3, padding=1)
-        method = MedContext(network, MethodConfig(mask_patch=(2, 2, 2), passes=passes), total_steps=1)
+        method = MedContext(
+            network, dataclasses.replace(THREE_PASSES, mask_patch=(2, 2, 2), passes=passes), total_steps=1
+        )
         network.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
         method(image, label, labelled=[True, False, True], diagnose=True)["total"].backward()
         gradients.append(network.weight.grad)

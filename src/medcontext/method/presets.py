@@ -23,7 +23,8 @@ Axis = Literal[0, 1, 2]
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """The method, in its three passes. A term of weight 0 is left out, and with it the pass that only it needs.
+    """The method, by default as in the preset ``medcontext``: of its three passes the masked one alone. A term of
+    weight 0 is left out, and with it the pass that only it needs.
 
     ``L = clean_weight * L_clean + masked_weight * L_masked + consistency_weight * ramp * L_consistency``.
     """
@@ -39,7 +40,7 @@ class MethodConfig:
     tube_axis: Axis = 0
     """Axis of (D, H, W) along which a tube runs; 0 is the slice axis."""
 
-    ratio: float | tuple[float, float] = 0.3
+    ratio: float | tuple[float, float] = (0.0, 0.3)
     """Share of the patches (of the columns, for tubes) that is hidden, or the range it is drawn from for each mask."""
 
     mask_probability: float = 1.0
@@ -65,7 +66,7 @@ class MethodConfig:
     """Supervised loss of the clean and the masked pass: ``dice_ce`` with Dice over the foreground; ``dice_ce_squared``
     with the background and squared denominators, as in UNETR's released code."""
 
-    clean_weight: float = 1.0
+    clean_weight: float = 0.0
     """Weight of the supervised loss of the clean pass."""
 
     masked_weight: float = 1.0
@@ -77,7 +78,7 @@ class MethodConfig:
     class probabilities from the teacher's; ``cosine`` is 1 - cos(z_m, z_t) per voxel; ``dice`` is a soft Dice loss
     between the probabilities."""
 
-    consistency_weight: float = 1.0
+    consistency_weight: float = 0.0
     """Weight of the consistency term."""
 
     consistency_over: Region = "all"
@@ -162,13 +163,14 @@ class MethodConfig:
 
 
 PRESETS: dict[str, MethodConfig] = {
-    "medcontext": MethodConfig(clean_weight=0.0, ratio=(0.0, 0.3), consistency_weight=0.0),
+    "medcontext": MethodConfig(),
     "paper": MethodConfig(
         mask="tube",
         mask_patch=(16, 16, 16),
         ratio=0.4,
         hide="auto",
         fill="learnable",
+        clean_weight=1.0,
         consistency="paper",
         consistency_weight=0.5,
         momentum=0.996,
@@ -185,6 +187,7 @@ PRESETS: dict[str, MethodConfig] = {
         token_position="after",
         fill="learnable",
         loss="dice_ce_squared",
+        clean_weight=1.0,
         consistency="paper",
         consistency_weight=0.5,
         momentum=0.996,
@@ -194,7 +197,8 @@ PRESETS: dict[str, MethodConfig] = {
         teacher_train_mode=True,
         buffers="keep",
     ),
-    "supervised": MethodConfig(mask="none"),
+    # Without a mask, ratio and consistency are nothing but what recorded runs are found by.
+    "supervised": MethodConfig(mask="none", ratio=0.3, clean_weight=1.0, consistency_weight=1.0),
 }
 """``medcontext``: the default, what measured best on whole scans at equal compute (docs/results): the student sees a
 batch once, with up to 30 % hidden; the moving average teaches nothing, which takes a ``consistency_weight``.

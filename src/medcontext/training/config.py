@@ -26,7 +26,8 @@ class TrainConfig:
     or ``supervised`` (the baseline)."""
 
     method: MethodConfig | None = None
-    """Every detail of the method; None: the preset's. A field that is set here goes before the preset's."""
+    """Every detail of the method; None: the preset's. A field that is set here goes before the preset's; in Python,
+    start from the preset: ``dataclasses.replace(PRESETS["paper"], ratio=0.3)``."""
 
     network: str = "unet"
     """Name of the network ('medcontext networks' lists them), or your own as ``package.module:factory``."""
