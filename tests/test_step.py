@@ -66,6 +66,22 @@ def test_a_step_that_is_not_finite_is_skipped_and_noted_with_its_cases(tiny, set
     assert {int(each) for each in steps} == {4}
 
 
+def test_a_step_is_skipped_where_the_optimiser_does_not_look_at_the_flag(tiny, settings, tmp_path, monkeypatch):
+    """As on MPS."""
+    spoiled(monkeypatch, {2})
+
+    def heedless(*arguments):
+        optimizer = make_optimizer(*arguments)
+        optimizer.register_step_pre_hook(lambda itself, *_: delattr(itself, "found_inf"))
+        return optimizer
+
+    monkeypatch.setattr("medcontext.training.train.make_optimizer", heedless)
+    monkeypatch.setattr("medcontext.training.step.HEEDLESS", {"cpu"})
+    state = load_tensors(RunFolder(train(tiny, tmp_path / "run", settings)).last)
+    assert all(value.isfinite().all() for value in state["method"]["student"].values())
+    assert {int(each["step"]) for each in state["optimizer"]["state"].values()} == {5}
+
+
 def test_too_many_in_a_row_stop_the_run_with_its_cases(tiny, settings, tmp_path, monkeypatch):
     spoiled(monkeypatch, {2, 4, 5, 6})
     with pytest.raises(MedContextError, match="not finite in 3 steps in a row") as error:

@@ -20,12 +20,16 @@ LOSSES = ("clean", "masked", "consistency", "total")
 ROWS_PER_SHARES = 4
 """Rows from one with the terms' shares of the gradient to the next: they take as long as the step itself."""
 
+HEEDLESS = frozenset({"mps"})
+"""Kinds of device on which fused optimisers take a step whatever their ``found_inf`` says."""
+
 
 def train_step(training: Training, batch: Batch) -> dict[str, Any]:
     """One step; skipped, but counted as one, where its loss or gradient is not finite.
 
     A skipped step leaves weights, optimiser and the network's buffers as they were; the teacher follows the student
-    that stood still. Whether a step is skipped is decided on the device: fused optimisers take it as a tensor.
+    that stood still. Whether a step is skipped is decided on the device: fused optimisers take it as a tensor. On
+    the kinds of device where they do not (:data:`HEEDLESS`) it is waited for.
 
     Returns:
         The row to log; empty where it is not time for one.
@@ -61,7 +65,8 @@ def train_step(training: Training, batch: Batch) -> dict[str, Any]:
         bad = any_of(fabric, ~(norm.isfinite() & terms["total"].isfinite()))
     training.whole = False
     optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-    optimizer.step()
+    if fabric.device.type not in HEEDLESS or not bad:
+        optimizer.step()
     for buffer, old in zip(buffers, before, strict=True):
         buffer.copy_(torch.where(bad, old, buffer))
     follow_first(fabric, buffers)
