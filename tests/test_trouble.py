@@ -20,7 +20,7 @@ from medcontext.training.config import TrainConfig
 from medcontext.training.device import deterministic
 from medcontext.training.run import RunFolder
 from medcontext.training.train import train
-from tests.test_train import SECONDS, same
+from tests.test_train import DROPPING, SECONDS, same
 
 SHORT = SECONDS | {"max_steps": 6, "log_every": 2, "validations": 1}
 
@@ -102,6 +102,18 @@ def test_a_compiled_network_trains_to_the_same_within_rounding(tiny, settings, t
     losses = [[row["loss/total"] for row in each.history() if "loss/total" in row] for each in (plain, run)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     assert load_tensors(run.last)["method"]["student"].keys() == load_tensors(plain.last)["method"]["student"].keys()
+
+
+@pytest.mark.parametrize("hide", ["tokens", "both"])
+def test_a_compiled_network_has_its_tokens_hidden(hide, tiny, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "_compile", lambda module: module)
+    method = dataclasses.replace(settings.method_config(), hide=hide)
+    changes = DROPPING | {"max_steps": 1, "log_every": 1, "method": method}
+    runs = [
+        RunFolder(train(tiny, tmp_path / str(compiles), dataclasses.replace(settings, compile=compiles, **changes)))
+        for compiles in (False, True)
+    ]
+    assert same(*runs)
 
 
 def test_a_run_records_hashes_of_data_and_plan(tiny, settings, tmp_path):

@@ -24,6 +24,7 @@ from medcontext.files import alone_in, read_json
 from medcontext.inference.model import load_tensors
 from medcontext.inference.unlike import KEY as SEEN
 from medcontext.inference.unlike import seen_in
+from medcontext.method.masking import draw_mask, mask_grid
 from medcontext.method.objective import MedContext
 from medcontext.method.pretraining import Reconstruction
 from medcontext.networks.pretrained import load_pretrained, summary
@@ -243,9 +244,10 @@ def _build(
     method.student.to(device)
     if config.compile:
         image = torch.zeros(plan.batch_size // fabric.world_size, plan.channels, *plan.patch, device=device)
-        mask = MedContext(network, config.method_config(), total_steps=1).draw_mask(image)
+        grid = mask_grid(plan.patch, method.config.mask_patch)
+        mask = draw_mask(method.config, len(image), grid, torch.Generator()).to(device)
         precision = autocast(config.precision, fabric.device.type)
-        noise = torch.zeros_like(image) if config.method_config().fill == "noise" else None
+        noise = torch.zeros_like(image) if method.config.fill == "noise" else None
         method.student = compiled(method.student, image, mask, noise, precision, progress.say)
     set_up(fabric, method)
     optimizer = make_optimizer(method.student, config.optimizer, config.weight_decay)
