@@ -12,6 +12,7 @@ from torch import nn
 from medcontext.data.sampling import PatchBatches
 from medcontext.errors import MedContextError
 from medcontext.inference.model import load_tensors
+from medcontext.method.presets import MethodConfig
 from medcontext.training import loop, setup
 from medcontext.training.bad_steps import BadSteps
 from medcontext.training.config import TrainConfig
@@ -132,12 +133,15 @@ def test_batch_statistics_of_a_skipped_step_are_forgotten(tiny, settings, tmp_pa
 
 
 def test_fp16_scales_the_loss_and_learns_as_fp32_does(tiny, settings, tmp_path):
+    settings = dataclasses.replace(settings, method=MethodConfig(consistency_weight=1e-4))
     runs = {
         precision: RunFolder(train(tiny, tmp_path / precision, dataclasses.replace(settings, precision=precision)))
         for precision in ("fp32", "fp16")
     }
-    losses = {name: [row["loss/total"] for row in run.history() if "loss/total" in row] for name, run in runs.items()}
-    assert losses["fp16"] == pytest.approx(losses["fp32"], rel=0.05)
+    for logged in ("loss/total", "gradient_share/consistency"):
+        values = {name: [row[logged] for row in run.history() if logged in row] for name, run in runs.items()}
+        assert values["fp16"] == pytest.approx(values["fp32"], rel=0.05)
+        assert min(values["fp32"]) > 0
     assert load_tensors(runs["fp16"].last)["scaler"]["scale"] > 1
     assert load_tensors(runs["fp32"].last)["scaler"] == {}
 

@@ -131,15 +131,17 @@ def observed(
     return seen
 
 
-def gradient_norms(terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
-    """Norm over all parameters of each (weighted) loss term's own gradient.
+def gradient_norms(
+    terms: Mapping[str, Tensor], parameters: Sequence[nn.Parameter], scale: float = 1.0
+) -> dict[str, Tensor]:
+    """Norm over all parameters of each (weighted) loss term's own gradient, times ``scale``.
 
     Neither ``.grad`` nor what hangs on it (the synchronisation of DDP) is touched, and the graph is kept.
     """
     learned = [p for p in parameters if p.requires_grad]
     norms = {}
     for name, term in terms.items():
-        gradients = torch.autograd.grad(term, learned, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(scale * term, learned, retain_graph=True, allow_unused=True)
         norms[name] = torch.stack([each.float().norm() for each in gradients if each is not None]).norm()
     return norms
 

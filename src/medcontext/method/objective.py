@@ -120,6 +120,7 @@ class MedContext:
         backward: Callable[..., Any] | None = None,
         diagnose: bool = False,
         gradients: bool = False,
+        scale: float = 1.0,
     ) -> dict[str, Tensor]:
         """The three passes.
 
@@ -133,6 +134,8 @@ class MedContext:
                 memory. Without it, call ``["total"].backward()`` yourself.
             diagnose: Add the diagnostics of the outputs, which cost little.
             gradients: Add every term's share of the gradient, for which each is back-propagated once more.
+            scale: What ``backward`` multiplies the loss by, for fp16: at it every term's gradient is looked at as well,
+                since fp16 holds no small ones.
 
         Returns:
             Named scalars: the unweighted terms ``clean``, ``masked`` and ``consistency``, their weighted sum ``total``
@@ -152,7 +155,7 @@ class MedContext:
             losses.update(terms)
             weighted = {name: weights[name] * term for name, term in terms.items()}
             if gradients and self.teacher is not None:
-                norms.update(diagnostics.gradient_norms(weighted, list(self.student.parameters())))
+                norms.update(diagnostics.gradient_norms(weighted, list(self.student.parameters()), scale))
             if backward is not None:
                 backward(torch.stack(list(weighted.values())).sum())
 

@@ -45,6 +45,7 @@ class Reconstruction(MedContext):
         backward: Callable[..., Any] | None = None,
         diagnose: bool = False,
         gradients: bool = False,
+        scale: float = 1.0,
     ) -> dict[str, Tensor]:
         """One pass.
 
@@ -55,6 +56,7 @@ class Reconstruction(MedContext):
             backward: Called with the loss.
             diagnose: There is nothing to diagnose.
             gradients: There is one term.
+            scale: Of gradients.
 
         Returns:
             ``total``: mean over samples of the mean squared error in their hidden voxels; over heads as in deep

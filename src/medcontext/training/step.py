@@ -58,6 +58,7 @@ def train_step(training: Training, batch: Batch) -> dict[str, Any]:
                 backward=lambda part: fabric.backward(scaler.scale(part)),
                 diagnose=logs,
                 gradients=shares,
+                scale=scaler.get_scale() if shares else 1.0,
             )
         if scaler.is_enabled():
             scaler.unscale_(optimizer)
