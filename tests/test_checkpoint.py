@@ -135,23 +135,23 @@ def test_a_damaged_checkpoint_falls_back_on_the_one_before(damage, whole, tiny, 
 
 
 def test_an_error_leaves_a_checkpoint_that_goes_on_with_the_same_bits(whole, tiny, settings, tmp_path, monkeypatch):
-    """Within a step, where masks are drawn already, and within a validation."""
+    """Within a step, where masks are drawn already, within a validation, and where its model is written."""
     settings = dataclasses.replace(settings, save_every=1000)
 
-    def fails(where: str, at: int):
-        honest = getattr(loop, where) if where == "validate" else torch.nn.utils.clip_grad_norm_
-        calls = iter(range(1, 1000))
+    def fails(module, where: str, at: int):
+        honest, calls = getattr(module, where), iter(range(1, 1000))
 
         def once(*arguments):
-            if next(calls) == at + (where != "validate") * COUNTED:
+            if next(calls) == at:
                 raise RuntimeError("something broke")
             return honest(*arguments)
 
-        monkeypatch.setattr(loop if where == "validate" else torch.nn.utils, where, once)
+        monkeypatch.setattr(module, where, once)
 
     run = RunFolder(tmp_path / "run")
-    for where, at, step in (("clip_grad_norm_", 8, 7), ("validate", 1, 20)):
-        fails(where, at)
+    within_step = torch.nn.utils, "clip_grad_norm_", 8 + COUNTED
+    for broken, step in ((within_step, 7), ((loop, "validate", 1), 20), ((loop, "save_model", 1), 20)):
+        fails(*broken)
         with pytest.raises(RuntimeError, match="something broke"):
             train(tiny, run.path, settings, resume=True)
         monkeypatch.undo()

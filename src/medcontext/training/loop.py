@@ -168,19 +168,21 @@ def _validate(training: Training, overlay: PatchOverlay | None) -> None:
             scores = validate(networks, training.validation, training.plan, training.device, training.fabric)
         # A class that is nowhere, neither in the truth nor predicted, has no Dice.
         known = {name: score for name, score in scores.items() if math.isfinite(score)}
-        row = {f"dice/{name}": score for name, score in known.items()}
-        training.log({"kind": "validation", "step": training.step, **row})
-        training.latest |= row
     if known:
         chosen = max(known, key=lambda name: known[name])
     better = known.get(chosen, training.best) > training.best or training.best < 0 or not training.validation
-    training.stale = 0 if better else training.stale + 1
-    if better:
-        training.best = known.get(chosen, training.best)
     if better or training.config.keep == "last":
         about = training.about | {"step": training.step, "which": chosen, "validation_dice": known.get(chosen)}
         weights = training.weights(chosen)
         first_does(training.fabric, lambda: save_model(training.run.best, weights, training.plan, about))
+    # Noted once the model is written: a run that fails to is resumed with this validation.
+    training.stale = 0 if better else training.stale + 1
+    if better:
+        training.best = known.get(chosen, training.best)
+    if training.validation:
+        row = {f"dice/{name}": score for name, score in known.items()}
+        training.log({"kind": "validation", "step": training.step, **row})
+        training.latest |= row
     with training.autocast(), gathered(*networks.values()):
         if training.logs is not None and overlay is not None:
             training.logs.picture(overlay(networks["student"], networks.get("teacher")), training.step)
