@@ -217,7 +217,7 @@ def _on_one_of_two(rank: int, file: str, out: str, parts: bool, changes: dict[st
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     torch.set_num_threads(1)
     image, label = batch(4)
-    method = MedContext(network(), replace(SMALL, **changes), total_steps=10)
+    method = MedContext(network(2), replace(SMALL, **changes), total_steps=10)
     own = slice(2 * rank, 2 * rank + 2)
     masks = [method.draw_mask(image[:2]) for _ in range(2)]
     method.draw_mask = lambda image, known: masks[rank]  # type: ignore[method-assign]
@@ -250,14 +250,15 @@ def _count(synchronised, bucket):
         (True, {"fill": "learnable"}),
         (False, {"fill": "learnable", "passes": "together"}),
         (True, {"masked_weight": 0.0, "consistency_weight": 0.0}),
+        (True, {"masked_weight": 0.0}),
     ],
-    ids=["apart", "parts", "together", "clean"],
+    ids=["apart", "parts", "together", "clean", "consistency"],
 )
 def test_two_processes_synchronise_once_and_give_the_gradient_of_one(tmp_path, parts, changes):
     arguments = (str(tmp_path / "meet"), str(tmp_path / "out.pt"), parts, changes)
     mp.start_processes(_on_one_of_two, arguments, nprocs=2, start_method="spawn")
     image, label = batch(4)
-    single = MedContext(network(), replace(SMALL, **changes | {"passes": "apart"}), total_steps=10)
+    single = MedContext(network(2), replace(SMALL, **changes | {"passes": "apart"}), total_steps=10)
     masks = [single.draw_mask(image[:2]) for _ in range(2)]
     for rank in range(2):
         single.draw_mask = lambda image, known, rank=rank: masks[rank]

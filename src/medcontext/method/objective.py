@@ -208,12 +208,14 @@ class MedContext:
             return terms
         hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(finest_of(masked)))
         heads = list(zip(heads_of(masked), heads_of(target), strict=True))
-        compared = [
-            consistency(self.config, student, teacher, nearest(hidden, student.shape[2:]), self._membership is not None)
-            for student, teacher in (heads if self.config.deep_consistency else heads[:1])
-        ]
-        terms["consistency"] = by_halves(compared)
-        return terms
+        compared = heads if self.config.deep_consistency else heads[:1]
+        regions = self._membership is not None
+        each = [consistency(self.config, z_m, z_t, nearest(hidden, z_m.shape[2:]), regions) for z_m, z_t in compared]
+        term = by_halves(each)
+        if not terms:
+            # Heads that no term looks at get a gradient of zero: DDP waits for one of every parameter.
+            term = term + sum(0 * z_m.flatten()[0] for z_m, _ in heads[len(compared) :])
+        return terms | {"consistency": term}
 
     def _as_one_batch(
         self, image: Tensor, mask: Tensor, noise: Tensor | None, known: list[int]
