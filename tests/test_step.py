@@ -142,6 +142,7 @@ def test_fp16_scales_the_loss_and_learns_as_fp32_does(tiny, settings, tmp_path):
         values = {name: [row[logged] for row in run.history() if logged in row] for name, run in runs.items()}
         assert values["fp16"] == pytest.approx(values["fp32"], rel=0.05)
         assert min(values["fp32"]) > 0
+    assert [row["step"] for row in runs["fp32"].history() if "gradient_share/masked" in row] == [6]
     assert load_tensors(runs["fp16"].last)["scaler"]["scale"] > 1
     assert load_tensors(runs["fp32"].last)["scaler"] == {}
 

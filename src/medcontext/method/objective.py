@@ -133,7 +133,8 @@ class MedContext:
                 so that the graph of the clean pass is freed before the masked pass begins: the same gradients in less
                 memory. Without it, call ``["total"].backward()`` yourself.
             diagnose: Add the diagnostics of the outputs, which cost little.
-            gradients: Add every term's share of the gradient, for which each is back-propagated once more.
+            gradients: Add every term's share of the gradient, where there are several terms: each is back-propagated
+                once more for it.
             scale: What ``backward`` multiplies the loss by, for fp16: at it every term's gradient is looked at as well,
                 since fp16 holds no small ones.
 
@@ -147,6 +148,9 @@ class MedContext:
         truth = rows_of(label, known) if label is not None and known else None
         ramped = consistency_weight(self.config, self.step, self._total_steps)
         weights = {"clean": self.config.clean_weight, "masked": self.config.masked_weight, "consistency": ramped}
+        sees, hides, compares = self._passes(truth is not None)
+        rebuilds = hides and truth is not None and self.config.masked_weight > 0
+        shares = gradients and sees + rebuilds + compares > 1
         losses: dict[str, Tensor] = {}
         norms: dict[str, Tensor] = {}
 
@@ -154,12 +158,11 @@ class MedContext:
             """Take in terms of one graph; back-propagate them if that is to be done here."""
             losses.update(terms)
             weighted = {name: weights[name] * term for name, term in terms.items()}
-            if gradients and self.teacher is not None:
+            if shares:
                 norms.update(diagnostics.gradient_norms(weighted, list(self.student.parameters()), scale))
             if backward is not None:
                 backward(torch.stack(list(weighted.values())).sum())
 
-        sees, hides, compares = self._passes(truth is not None)
         seen = truth if sees else None
         target = self.teacher(image) if self.teacher is not None and compares else None
         mask = self.draw_mask(image, known) if hides else None

@@ -137,7 +137,8 @@ class TrainConfig:
     """Compile the network (``torch.compile``), which takes minutes first; it is trained as it is where that fails."""
 
     log_every: int = 25
-    """Steps between rows of metrics.jsonl; every fourth has the terms' shares of the gradient, which cost a step."""
+    """Steps between rows of metrics.jsonl; every fourth has the terms' shares of the gradient, where there are
+    several terms; these cost about a step's backward passes."""
 
     validations: int = 8
     """How often the validation cases are predicted as a whole, spread evenly over the training."""

@@ -18,7 +18,7 @@ from medcontext.training.state import Training
 LOSSES = ("clean", "masked", "consistency", "total")
 
 ROWS_PER_SHARES = 4
-"""Rows from one with the terms' shares of the gradient to the next: they take as long as the step itself."""
+"""Rows from one with shares of the gradient to the next: for these all terms are back-propagated once more."""
 
 HEEDLESS = frozenset({"mps"})
 """Kinds of device on which fused optimisers take a step whatever their ``found_inf`` says."""
