@@ -38,7 +38,7 @@ def build(steps: int, preset: str) -> tuple[nn.Module, MedContext, torch.optim.O
 
 
 def train(method: MedContext, optimizer: torch.optim.Optimizer, steps: range) -> None:
-    """The loop. Given ``backward``, the method frees the clean pass before the masked one: less memory."""
+    """The loop. Given ``backward``, the method frees a clean pass, if any, before the masked one: less memory."""
     method.student.train()
     for step in steps:
         image, label = make_batch(step)

@@ -55,7 +55,7 @@ class TrainConfig:
     unlabelled_batch: int = 0
     """Patches per step, beside those of ``batch_size``, of scans whose label is not read: training cases that
     ``few_shot`` leaves out, and training images that have none. The method learns from them through the consistency
-    with its teacher alone, which takes 4 passes in place of 7; pre-training as from the others."""
+    with its teacher alone, which takes 4 passes a patch (masked 3, teacher 1); pre-training as from the others."""
 
     max_steps: int | None = None
     """Optimiser steps; None: the plan's. The schedules are fitted to it."""
@@ -148,8 +148,8 @@ class TrainConfig:
     cases the best is a matter of chance, and the last generally better."""
 
     quick_validations: int = 3
-    """How often between two of them, on a few fixed patches of the same cases. Each costs about as much as a training
-    step, and none chooses the model; 0: never."""
+    """How often between two of them, on a few fixed patches of the same cases. Each costs 8 forward passes of a batch,
+    where a training step of the default preset is 3, and none chooses the model; 0: never."""
 
     save_every: int = 100
     """Steps between checkpoints to resume from."""

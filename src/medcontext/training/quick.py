@@ -20,8 +20,9 @@ from medcontext.training.distribution import of_all
 from medcontext.training.validate import membership
 
 BATCHES = 4
-"""How many. Student and teacher forward are 8 passes over a batch; a training step is 7 (a backward pass counted as
-two), or 3 for supervised training, which has no teacher and 4 passes here."""
+"""How many. Student and teacher forward are 8 passes over a batch, where a training step of the default preset is 3 (a
+backward pass counted as two) and one with three passes 7; supervised training, without a teacher, has 4 where a step
+is 3."""
 
 _NEVER: dict[str, Any] = {
     field.name: 0.0 for field in dataclasses.fields(AugmentConfig) if field.name.endswith("_probability")
