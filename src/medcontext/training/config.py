@@ -84,7 +84,8 @@ class TrainConfig:
     """How patches are varied."""
 
     seed: int = 0
-    """Of the weights, the patches and the masks. The same seed gives the same run on the same hardware."""
+    """Of the weights, the patches and the masks. The same seed gives the same run on the same hardware: to the
+    bit on a CPU, or with ``deterministic``."""
 
     plan: Path | None = None
     """Plan file to train by, such as one that 'medcontext plan --json' wrote; None: a plan is made for the data."""
