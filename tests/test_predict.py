@@ -523,3 +523,18 @@ def test_the_cases_of_a_part_of_the_split(model, expected, tmp_path, capsys):
     assert same(predicted(tmp_path / "out"), {"scan_2": expected["scan_2"]})
     assert predict(model, tmp_path / "scans", tmp_path / "out", "--split", "validation") == 1
     assert "validation part" in capsys.readouterr().err
+
+
+def test_only_what_every_fold_held_out_is_predicted_as_held_out(expected, tmp_path, capsys):
+    cross, scans = tmp_path / "cross", tmp_path / "scans"
+    for fold, test in enumerate((["scan_0", "scan_1"], ["scan_1", "scan_2"])):
+        run_folder = write_model(cross / f"fold-{fold}")
+        train = [name for name in expected if name not in test]
+        write_json(run_folder / "split.json", {"train": train, "validation": [], "test": test})
+    assert predict(cross, scans, tmp_path / "out", "--split", "test") == 0
+    assert same(predicted(tmp_path / "out"), {"scan_1": expected["scan_1"]})
+    write_json(cross / "fold-0" / "split.json", {"train": ["scan_1", "scan_2"], "validation": [], "test": ["scan_0"]})
+    capsys.readouterr()
+    assert predict(cross, scans, tmp_path / "none", "--split", "test") == 1
+    assert "one fold at a time" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

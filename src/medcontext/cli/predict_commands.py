@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +32,7 @@ def predict(
         model: A run folder, a folder of folds, or a model file; in brackets several, which are averaged.
         scans: A scan (file or DICOM folder), a folder of scans, a data set, or a list of scans (.txt, .csv, .jsonl).
         out: Folder for the label maps.
-        split: Only the cases of this part of the (first) run's split.
+        split: Only the cases of this part of the run's split; of several runs, those in this part of every one's.
         format: Of the label maps: seg.nrrd has names for 3D Slicer, dcm is DICOM SEG, same is that of the scan.
         shard: Do only this part of the scans, such as 3/8, while other machines do the others.
         replace: Make predictions anew that are there already, also those of another model.
@@ -42,13 +43,11 @@ def predict(
         device: auto, cpu, cuda or mps.
         network: Your own network, package.module:factory, if the model was trained with it.
     """
-    from medcontext.inference.models import model_files
     from medcontext.inference.predict import predict_files
     from medcontext.inference.predictor import Predictor
     from medcontext.inference.scans import find_scans
     from medcontext.networks.registry import network_spec
     from medcontext.training.device import choose_device
-    from medcontext.training.run import RunFolder
 
     progress = Progress()
     if network is not None:
@@ -56,7 +55,7 @@ def predict(
     predictor = Predictor.load(model, choose_device(device), mirror=mirror, postprocess=not no_postprocess)
     found = find_scans(scans, predictor.plan.channels)
     if split is not None:
-        wanted = getattr(RunFolder(model_files(model)[0].parent).read_split(), split)
+        wanted = _in_part(predictor.files, split)
         found = {name: paths for name, paths in found.items() if name in wanted}
         if not found:
             raise MedContextError(f"None of these scans is in the {split} part of the run's split.", file=scans)
@@ -81,6 +80,21 @@ def predict(
     ]
     print("; ".join(filter(None, counts)))
     return 1 if outcome.failed else 0
+
+
+def _in_part(files: Sequence[Path], split: str) -> set[str]:
+    """The cases in this part of every model's split: one that a single model learned from is held out of no mean."""
+    from medcontext.training.run import RunFolder
+
+    shared = set.intersection(*(set(getattr(RunFolder(file.parent).read_split(), split)) for file in files))
+    if not shared and len(files) > 1:
+        raise MedContextError(
+            f"No case is in the {split} part of the split of every one of these models.",
+            found=", ".join(str(file) for file in files),
+            expected=f"cases in the {split} part of all their splits, since the models are averaged",
+            remedy="predict with one fold at a time, or use 'medcontext report' for each fold's held-out cases",
+        )
+    return shared
 
 
 def tune(runs: list[Path] | Path, device: str = "auto", network: str | None = None) -> int:
