@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from tests.conftest import write_nifti
 from tests.predicting import AFFINE, NETWORK, intensities, labels_of, write_model, write_scans
 from tests.test_cli import run
 from tests.test_dicom import STRAIGHT, own_locale, units, write_series  # noqa: F401
+from tests.test_formats import itk_image, write_itk
 
 
 @pytest.fixture
@@ -87,6 +89,53 @@ def test_a_changed_scan_is_predicted_again(model, expected, tmp_path):
     os.utime(scan, (future, future))
     assert predict(model, tmp_path / "scans", out) == 0
     assert same(predicted(out), expected | {"scan_0": labels_of(intensities(9))})
+
+
+def test_label_maps_of_other_scans_of_the_same_names_are_made_anew(model, expected, tmp_path):
+    """A folder of other scans, and a scan that was corrected, with a date older than its label map."""
+    out, scans, other = tmp_path / "out", tmp_path / "scans", tmp_path / "other"
+    assert predict(model, scans, out) == 0
+    write_nifti(other / "scan_0.nii.gz", intensities(9), AFFINE)
+    os.utime(other / "scan_0.nii.gz", (0, 0))
+    assert predict(model, other, out) == 0
+    assert same(predicted(out), expected | {"scan_0": labels_of(intensities(9))})
+    shutil.copy2(other / "scan_0.nii.gz", scans / "scan_1.nii.gz")
+    assert predict(model, scans, out) == 0
+    assert same(predicted(out), expected | {"scan_1": labels_of(intensities(9))})
+    before = states(out)
+    shutil.copytree(scans, tmp_path / "copy")  # of new dates, in another place
+    assert predict(model, tmp_path / "copy", out) == 0
+    assert states(out) == before
+
+
+def test_a_changed_slice_or_file_of_voxels_is_noticed(model, tmp_path):
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    write_series(scans / "series", units(), STRAIGHT)
+    write_itk(scans / "volume.mhd", itk_image(intensities(4), AFFINE), compressed=False)
+    predictor = Predictor.load(model)
+    assert predict_files(predictor, find_scans(scans), out).written == ["series", "volume"]
+    assert predict_files(predictor, find_scans(scans), out).there == ["series", "volume"]
+    (scans / "volume.raw").write_bytes(intensities(5).tobytes(order="F"))
+    assert predict_files(predictor, find_scans(scans), out).written == ["volume"]
+    assert np.array_equal(read_scan(out / "volume.nii.gz").array[0], labels_of(intensities(5)))
+    write_series(scans / "series", -units(), STRAIGHT)
+    assert predict_files(predictor, find_scans(scans), out).written == ["series"]
+
+
+def test_a_scan_that_changes_while_it_is_predicted_is_predicted_again(model, expected, tmp_path, monkeypatch):
+    out, scan = tmp_path / "out", tmp_path / "scans" / "scan_1.nii.gz"
+    predictor = Predictor.load(model)
+    predict_one = predictor.maps_of
+
+    def maps_of(read, **wanted):
+        if read.path == scan:
+            write_nifti(scan, intensities(9), AFFINE)
+        return predict_one(read, **wanted)
+
+    monkeypatch.setattr(predictor, "maps_of", maps_of)
+    predict_files(predictor, find_scans(tmp_path / "scans"), out)
+    assert predict_files(Predictor.load(model), find_scans(tmp_path / "scans"), out).written == ["scan_1"]
+    assert same(predicted(out), expected | {"scan_1": labels_of(intensities(9))})
 
 
 def test_predictions_of_another_model_are_refused_or_replaced(model, expected, tmp_path, capsys):

@@ -43,6 +43,18 @@ def content_digest(scan: Path) -> str:
         raise _unreadable(scan, error) from error
 
 
+def scan_state(scan: Path) -> str:
+    """What changes whenever a file of a scan does: a hash of their paths, sizes, numbers on the disk and times.
+
+    Raises:
+        MedContextError: It isn't there.
+    """
+    try:
+        return _named([_state(file) for file in files_of(scan)])
+    except OSError as error:
+        raise _unreadable(scan, error) from error
+
+
 class KnownContent:
     """Remembers :func:`content_digest`, so that a data set of a hundred gigabytes isn't read again at every start.
 
@@ -66,7 +78,7 @@ class KnownContent:
         try:
             files = files_of(scan)
             states = [_state(file) for file in files]
-            name = hashlib.sha256(json.dumps(states).encode()).hexdigest()
+            name = _named(states)
             if name in self._known:
                 return str(self._known[name])
             start = time.time_ns()
@@ -93,6 +105,10 @@ def _digest(files: Sequence[Path]) -> str:
 def _state(file: Path) -> tuple[str, int, int, int, int]:
     state = file.stat()
     return str(file.absolute()), state.st_size, state.st_ino, state.st_mtime_ns, state.st_ctime_ns
+
+
+def _named(states: Sequence[tuple[str, int, int, int, int]]) -> str:
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 def _unreadable(scan: Path, error: OSError) -> MedContextError:

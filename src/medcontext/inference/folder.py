@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medcontext.data.content import KnownContent, scan_state
 from medcontext.errors import MedContextError
 from medcontext.files import read_json, write_json
 from medcontext.inference.scans import RECORD, Scans
@@ -18,11 +19,15 @@ SHARE_OF_SCAN = 0.1
 """A label map takes less of the disk than this share of its compressed scan: 274 real ones, of up to 61 structures,
 took 0.0003 to 0.073. It is the least that probabilities take; of hippocampi, they took 1.7 times the scan a class."""
 
+MADE_FROM = ".made-from"
+"""Folder with a file for each label map that says what its scan held; machines could not share one for all."""
+
 
 class PredictionFolder:
     """A folder of predictions, which several machines may write to at once.
 
-    A label map is up to date if it is newer than the record of what makes them, and than its scan.
+    A label map is up to date if it is newer than the record of what makes them, and was made from what the scan holds
+    now, wherever the scan lies and whatever its date.
 
     Args:
         path: The folder.
@@ -38,6 +43,9 @@ class PredictionFolder:
         self._record = path / RECORD
         part = "" if shard is None else f"-{shard.replace('/', '-of-')}"
         self.summary = path / f"summary{part}.json"
+        self._content = KnownContent(path / f".content{part}")
+        self._scans: Scans = {}
+        self._states: dict[str, list[str] | None] = {}
 
     def file(self, name: str, scan: Path) -> Path:
         """Where the label map of a scan goes."""
@@ -92,15 +100,32 @@ class PredictionFolder:
                 write_json(self._record, record)
             # A record that stays as it is says nothing of whether the folder can be written to.
             write_json(self.summary, {"scans": len(scans)})
+            self._scans, self._states = scans, {name: _states(paths) for name, paths in scans.items()}
+            done = [name for name, file in files.items() if self._up_to_date(name, file)]
+            for name in files.keys() - set(done):
+                # What is killed before it notes the new one must not leave the note of the old one.
+                self._made_from(name).unlink(missing_ok=True)
         except OSError as error:
             raise unwritable(self.path, error) from error
-        done = [name for name, file in files.items() if self._up_to_date(file, scans[name])]
         self._require_room([path for name, paths in scans.items() if name not in done for path in paths], maps)
         return done
+
+    def made(self, name: str) -> None:
+        """Note what the label map of a scan was made from; of a scan that has changed since, that isn't known.
+
+        Raises:
+            MedContextError: The folder can't be written to.
+        """
+        unchanged = _states(self._scans[name]) == self._states[name]
+        try:
+            write_json(self._made_from(name), self._digests(name) if unchanged else None)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def note(self, summary: Mapping[str, Any]) -> None:
         """Write what came of the scans so far."""
         write_json(self.summary, summary)
+        self._content.save()
 
     def _recorded(self) -> Mapping[str, Any] | None:
         """The record; None where there is none, and nothing in it where it is of another version."""
@@ -112,11 +137,24 @@ class PredictionFolder:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def _up_to_date(self, file: Path, scan: Iterable[Path]) -> bool:
-        if not file.is_file():
+    def _up_to_date(self, name: str, file: Path) -> bool:
+        if not file.is_file() or file.stat().st_mtime < self._record.stat().st_mtime:
             return False
-        sources = [self._record, *(each for each in scan if each.exists())]
-        return file.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
+        try:
+            made_from = read_json(self._made_from(name))
+        except MedContextError:
+            return False
+        return made_from is not None and made_from == self._digests(name)
+
+    def _made_from(self, name: str) -> Path:
+        return self.path / MADE_FROM / f"{name}.json"
+
+    def _digests(self, name: str) -> list[str] | None:
+        """Of a scan's files; None where one can't be read."""
+        try:
+            return [self._content.digest(path) for path in self._scans[name]]
+        except MedContextError:
+            return None
 
     def _require_own_place(self, scans: Scans) -> None:
         """Predictions among scans would be taken for scans the next time."""
@@ -159,6 +197,14 @@ def unwritable(folder: Path, error: OSError) -> MedContextError:
         found=error.strerror or str(error),
         remedy="make room or the folder writable, or choose another; what is there already is whole",
     )
+
+
+def _states(scan: Iterable[Path]) -> list[str] | None:
+    """Of a scan's files; None where one isn't there."""
+    try:
+        return [scan_state(path) for path in scan]
+    except MedContextError:
+        return None
 
 
 def _size(path: Path) -> int:

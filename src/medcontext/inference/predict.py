@@ -171,6 +171,7 @@ class _Log:
             )
             return
         with self._lock:
+            self._folder.made(made.name)
             self._outcome.written.append(made.name)
             self._update(self._outcome.done, self._outcome.scans)
 
