@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import deque
 from itertools import product
 
@@ -19,7 +20,7 @@ from medcontext.errors import MedContextError
 from medcontext.evaluation.statistics import paired
 from medcontext.files import write_json
 from medcontext.inference.model import load_model
-from medcontext.inference.postprocess import KEY, Rule, changed_mask, postprocess, shared_rules, voxel_ml
+from medcontext.inference.postprocess import KEY, KEY_TOGETHER, Rule, changed_mask, postprocess, shared_rules, voxel_ml
 from medcontext.inference.predictor import Predictor
 from medcontext.networks.registry import network_spec
 from medcontext.progress import Progress
@@ -158,8 +159,8 @@ def test_pieces_against_a_walk_from_voxel_to_voxel(mask, least):
 
 def test_models_together_do_what_all_of_them_agree_on():
     one, other = Rule(1, largest=True).to_dict(), Rule(2, fill=True).to_dict()
-    assert shared_rules([{KEY: [one, other]}, {KEY: [other]}]) == (Rule(2, fill=True),)
-    assert shared_rules([{KEY: [one]}, {}]) == ()
+    assert shared_rules([{KEY_TOGETHER: [one, other]}, {KEY_TOGETHER: [other], KEY: [one]}]) == (Rule(2, fill=True),)
+    assert shared_rules([{KEY_TOGETHER: [one]}, {}]) == ()
     assert shared_rules([{}]) == ()
     assert shared_rules([json.loads(json.dumps({KEY: [one]}))]) == (Rule(1, largest=True),)
 
@@ -219,7 +220,7 @@ def test_what_helps_on_validation_cases_is_taken_and_done_from_then_on(tmp_path,
     before = [2 * 216 / (2 * 216 + 4 * (1 + index % 3)) for index in range(LEAST_WINS)]
     assert taken[0]["dice"]["first"] == pytest.approx(np.mean(before))
     assert taken[0]["dice"]["second"] == 1.0
-    assert [each.rule.to_dict() for each in tune([made.path], device="cpu") if each.taken] == rules
+    assert [each.rule.to_dict() for each in tune([made.path], device="cpu").tried if each.taken] == rules
     # Predictions of new scans, in memory and on disk, have it; unless it is left out.
     scan = tmp_path / "data" / "imagesTr" / "held_out.nii.gz"
     for options, there in (((), False), (("--no-postprocess",), True)):
@@ -247,7 +248,7 @@ def test_what_does_not_help_is_not_taken_and_the_model_left_as_it_is(tmp_path, c
 
 def test_folds_are_tuned_together_and_a_rule_that_helps_no_longer_is_taken_back(tmp_path, capsys):
     few = [make_run(tmp_path / f"few_{index}", 3, spurious=True) for index in range(2)]
-    assert not any(each.taken for each in tune([few[0].path], device="cpu"))
+    assert not tune([few[0].path], device="cpu").taken
     folds = tmp_path / "cross"
     folds.mkdir()
     for index, fold in enumerate(few):
@@ -258,6 +259,30 @@ def test_folds_are_tuned_together_and_a_rule_that_helps_no_longer_is_taken_back(
     assert len(shared_rules(abouts)) == 1
     tune([folds / "fold-0"], device="cpu")
     assert load_model(folds / "fold-0").about[KEY] == []
+
+
+def test_no_fold_chooses_on_cases_that_it_holds_out(tmp_path):
+    """The first half of the cases, which the rule helps, is held out by the second fold, and the other way round."""
+    made = make_run(tmp_path, 2 * LEAST_WINS, spurious=True)
+    names = list(made.read_split().validation)
+    halves = names[:LEAST_WINS], names[LEAST_WINS:]
+    for name in halves[1]:
+        file = tmp_path / "data" / "imagesTr" / f"{name}.nii.gz"
+        image = read_scan(file).array[0]
+        image[13:15, 10:13, 9:11] = 10
+        write_nifti(file, image, AFFINE)
+    folds = [RunFolder(shutil.copytree(made.path, tmp_path / "cross" / f"fold-{index}")) for index in range(2)]
+    for fold, (validation, test) in zip(folds, (halves, halves[::-1]), strict=True):
+        write_json(fold.split, {"train": [], "validation": validation, "test": test})
+    network_spec(NETWORK, allow_import=True)
+    together = tune([fold.path for fold in folds], device="cpu")
+    assert together.cases == tuple(names)
+    assert len(together.taken) == 1
+    abouts = [load_model(fold.path).about for fold in folds]
+    assert [len(shared_rules([about])) for about in abouts] == [1, 0]
+    assert [rule.to_dict() for rule in shared_rules(abouts)] == together.taken
+    reports = [json.loads(fold.postprocessing.read_text()) for fold in folds]
+    assert [report["cases"] for report in reports] == list(halves)
 
 
 def test_held_out_cases_are_predicted_once_and_again_when_the_model_has_changed(tmp_path):

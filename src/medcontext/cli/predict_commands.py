@@ -98,10 +98,11 @@ def _in_part(files: Sequence[Path], split: str) -> set[str]:
 
 
 def tune(runs: list[Path] | Path, device: str = "auto", network: str | None = None) -> int:
-    """Choose a model's post-processing on its validation cases; it is left off unless it helps by more than noise.
+    """Choose a model's post-processing on validation cases; it is left off unless it helps by more than noise.
 
     Args:
-        runs: A run folder, or a folder of folds; in brackets several runs, which get the same.
+        runs: A run folder, or a folder of folds; in brackets several runs. The choice for their mean is printed; each
+            run's own, on what it doesn't hold out, is in its postprocessing.json.
         device: To predict on.
         network: Your own network, package.module:factory, if the run was trained with it.
     """
@@ -114,11 +115,9 @@ def tune(runs: list[Path] | Path, device: str = "auto", network: str | None = No
     if network is not None:
         network_spec(network, allow_import=True)
     folders = [file.parent for file in model_files(runs)]
-    tried = choose(folders, device=device, progress=Progress())
-    print_table(postprocessing_table(tried))
+    choice = choose(folders, device=device, progress=Progress())
+    print_table(postprocessing_table(choice.tried))
     print(DEFINITION)
-    taken = [each for each in tried if each.taken]
-    print(
-        f"{len(taken)} structure(s) are post-processed by 'medcontext predict' from now on" if taken else "none taken"
-    )
+    count = len(choice.taken)
+    print(f"{count} structure(s) are post-processed by 'medcontext predict' from now on" if count else "none taken")
     return 0

@@ -16,7 +16,11 @@ from medcontext.data.labels import Labels
 
 Mask = npt.NDArray[np.bool_]
 KEY = "postprocessing"
-"""Of the rules, among what a model file says beside its weights."""
+"""Of the rules for a model, among what its file says beside its weights."""
+
+KEY_TOGETHER = "postprocessing_together"
+"""Of those for its mean with the other models that they were chosen with: cases that one fold holds out help to choose
+the mean's, and must not help to choose its own."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,9 @@ class Rule:
 
 
 def shared_rules(about: Sequence[Mapping[str, Any]]) -> tuple[Rule, ...]:
-    """The rules that all models agree on, from what their files say."""
-    each = [[Rule(**rule) for rule in model.get(KEY, ())] for model in about]
+    """The rules of a model, or those that several agree on for their mean, from what their files say."""
+    alone = len(about) == 1
+    each = [[Rule(**rule) for rule in model.get(KEY if alone else KEY_TOGETHER, ())] for model in about]
     return tuple(rule for rule in each[0] if all(rule in rules for rules in each)) if each else ()
 
 

@@ -1,8 +1,8 @@
-"""Choosing the post-processing of a model on the validation cases of its run, never on those held out."""
+"""Choosing the post-processing of a model on validation cases, never on those that its run holds out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from medcontext.evaluation.metrics import dice
 from medcontext.evaluation.statistics import Paired, paired
 from medcontext.files import read_json, write_json
 from medcontext.inference.model import load_tensors, save_tensors
-from medcontext.inference.postprocess import KEY, Mask, Rule, changed_mask, voxel_ml
+from medcontext.inference.postprocess import KEY, KEY_TOGETHER, Mask, Rule, changed_mask, voxel_ml
 from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress
 from medcontext.training.device import choose_device
@@ -66,8 +66,28 @@ class Tried:
         }
 
 
-def tune(runs: Sequence[Path], *, device: str = "auto", progress: Progress | None = None) -> list[Tried]:
-    """Choose the post-processing of a run's model; of several runs (folds), one for all, on all their validation cases.
+@dataclass(frozen=True)
+class Choice:
+    """What was tried for a model, or for the mean of several, on the named cases."""
+
+    cases: tuple[str, ...]
+    tried: tuple[Tried, ...]
+
+    @property
+    def taken(self) -> list[dict[str, Any]]:
+        """The rules that are done from now on, as a model file holds them."""
+        return [each.rule.to_dict() for each in self.tried if each.taken]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {"cases": list(self.cases), "tried": [each.to_dict() for each in self.tried]}
+
+
+def tune(runs: Sequence[Path], *, device: str = "auto", progress: Progress | None = None) -> Choice:
+    """Choose the post-processing of a run's model; of several runs (folds), that of each model and that of their mean.
+
+    Each validation case is predicted by the model of its own run. The mean's choice is made on all of them; that of a
+    model, on those which its run doesn't hold out, since a case that one fold validates on is held out by another.
 
     What is taken is written into the model files (``medcontext predict`` does it from then on), and what was tried,
     into ``postprocessing.json`` of each run.
@@ -78,7 +98,7 @@ def tune(runs: Sequence[Path], *, device: str = "auto", progress: Progress | Non
         progress: Where to say how far it is.
 
     Returns:
-        All that was tried.
+        What was tried for the mean, which of a single run is its model.
 
     Raises:
         MedContextError: No validation cases, one of them is gone or can't be predicted, or runs of different labels.
@@ -89,9 +109,14 @@ def tune(runs: Sequence[Path], *, device: str = "auto", progress: Progress | Non
     if any(folder.read_plan().labels != labels for folder in folders):
         raise MedContextError("These runs segment different labels.", file=folders[-1].path)
     cases = [(folder, *_validation(folder)) for folder in folders]
-    total = sum(len(names) for _, _, names in cases)
-    volumes = _median_volumes([dataset.cases[name].label for _, dataset, names in cases for name in names], labels)
-    rules = {number: _candidates(number, volumes[number]) for number in labels.structures}
+    every = [name for _, _, names in cases for name in names]
+    volumes = [_volumes(dataset.cases[name].label, labels) for _, dataset, names in cases for name in names]
+    parts = [
+        [place for place, name in enumerate(every) if name not in held_out]
+        for held_out in (*(folder.read_split().test for folder in folders), ())
+    ]
+    candidates = [_candidates([volumes[place] for place in part]) for part in parts]
+    rules = {n: list(dict.fromkeys(rule for each in candidates for rule in each[n])) for n in labels.structures}
     rows: list[dict[Rule, float]] = []
     with progress.task("trying post-processing") as update:
         for folder, dataset, names in cases:
@@ -100,11 +125,14 @@ def tune(runs: Sequence[Path], *, device: str = "auto", progress: Progress | Non
                 truth = read_labels(dataset.cases[made.name].label).array
                 ml = voxel_ml(made.scan.affine)
                 rows.append(_scores(made.labels, truth, labels, rules, ml))
-                update(len(rows), total)
-    tried = [each for number, candidates in rules.items() for each in _choose(number, candidates, rows, labels)]
-    for folder in folders:
-        _keep(folder, tried, [name for _, _, names in cases for name in names])
-    return tried
+                update(len(rows), len(every))
+    *alone, together = (
+        Choice(tuple(every[place] for place in part), _tried(own, [rows[place] for place in part], labels))
+        for part, own in zip(parts, candidates, strict=True)
+    )
+    for folder, choice in zip(folders, alone, strict=True):
+        _keep(folder, choice, together)
+    return together
 
 
 def _validation(run: RunFolder) -> tuple[Dataset, tuple[str, ...]]:
@@ -120,20 +148,20 @@ def _validation(run: RunFolder) -> tuple[Dataset, tuple[str, ...]]:
     return dataset, names
 
 
-def _median_volumes(files: Iterable[Path], labels: Labels) -> dict[int, float]:
-    """Of each structure over the label maps that show it, in ml; 0 where none does."""
-    found: dict[int, list[float]] = {number: [] for number in labels.structures}
-    for file in files:
-        truth = read_labels(file)
-        ml = voxel_ml(truth.affine)
-        for number, (_, numbers) in labels.structures.items():
-            count = int(np.isin(truth.array, numbers).sum())
-            if count:
-                found[number].append(count * ml)
-    return {number: float(np.median(volumes)) if volumes else 0.0 for number, volumes in found.items()}
+def _volumes(file: Path, labels: Labels) -> dict[int, float]:
+    """Of each structure in a label map, in ml."""
+    truth = read_labels(file)
+    ml = voxel_ml(truth.affine)
+    return {number: int(np.isin(truth.array, own).sum()) * ml for number, (_, own) in labels.structures.items()}
 
 
-def _candidates(number: int, volume: float) -> list[Rule]:
+def _candidates(volumes: Sequence[Mapping[int, float]]) -> dict[int, list[Rule]]:
+    """For each structure, by its median volume over the cases that show it."""
+    shown = {number: [each[number] for each in volumes if each[number]] for number in volumes[0]}
+    return {number: _rules(number, float(np.median(own)) if own else 0.0) for number, own in shown.items()}
+
+
+def _rules(number: int, volume: float) -> list[Rule]:
     """From the mildest on, each without and with filled holes; the first two change no piece."""
     pieces: list[dict[str, Any]] = [{}, *({"least_ml": float(f"{share * volume:.3g}")} for share in SHARES if volume)]
     return [Rule(number, **kept, fill=fill) for kept in (*pieces, {"largest": True}) for fill in (False, True)]
@@ -166,6 +194,12 @@ def _box_around(mask: Mask) -> tuple[slice, ...]:
     return found[0] if found else (slice(0),) * 3
 
 
+def _tried(
+    candidates: Mapping[int, Sequence[Rule]], rows: Sequence[dict[Rule, float]], labels: Labels
+) -> tuple[Tried, ...]:
+    return tuple(each for number, rules in candidates.items() for each in _choose(number, rules, rows, labels))
+
+
 def _choose(number: int, rules: Sequence[Rule], rows: Sequence[dict[Rule, float]], labels: Labels) -> list[Tried]:
     """What is done with pieces first, then whether holes are filled on top of that."""
 
@@ -194,13 +228,10 @@ def helps(scores: Paired) -> bool:
     return surely and scores.difference >= LEAST_GAIN and scores.wins >= LEAST_WINS
 
 
-def _keep(run: RunFolder, tried: Sequence[Tried], cases: Sequence[str]) -> None:
+def _keep(run: RunFolder, own: Choice, together: Choice) -> None:
     """Write what was tried into the run's folder, and what is taken into its model, if that changes it."""
-    taken = [each.rule.to_dict() for each in tried if each.taken]
     content = load_tensors(run.best)
-    if content["about"].get(KEY, []) != taken:
-        save_tensors(run.best, {**content, "about": {**content["about"], KEY: taken}})
-    write_json(
-        run.postprocessing,
-        {"definition": DEFINITION, "cases": list(cases), "tried": [each.to_dict() for each in tried]},
-    )
+    about, taken = content["about"], {KEY: own.taken, KEY_TOGETHER: together.taken}
+    if any(about.get(key, []) != rules for key, rules in taken.items()):
+        save_tensors(run.best, {**content, "about": {**about, **taken}})
+    write_json(run.postprocessing, {"definition": DEFINITION, **own.to_dict(), "together": together.to_dict()})
