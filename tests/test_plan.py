@@ -212,7 +212,7 @@ PLANS = {
         report_of(
             (60, 50, 40),
             (1, 1, 1),
-            labels=Labels({1: "a", 3: "b"}, (7,), 9, (Region("all", (1, 3), 1), Region("b", (3,), 2))),
+            labels=Labels({1: "a", 3: "b"}, (7,), 9, (Region("all", (1, 3), 1), Region("b", (3,), 3))),
         )
     ),
 }
@@ -254,7 +254,8 @@ EDITS = [
     (("labels", "ignore"), 1),
     (("labels", "background"), [3]),
     (("labels", "regions", 0, "numbers"), [4]),
-    (("labels", "regions", 0, "written"), 2),
+    (("labels", "regions", 0, "written"), 3),
+    (("labels", "regions", 1, "written"), 2),
     (("labels", "regions", 0, "colour"), "red"),
     (("pitch",), [8, 8, 8]),
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medcontext.data.labels import Labels, Region
+from medcontext.data.labels import READABLE, Labels, Region, unreadable
 from medcontext.errors import MedContextError
 from medcontext.files import read_json
 
@@ -80,7 +80,9 @@ def _labels(file: Path, content: Mapping[str, Any]) -> Labels | None:
         background = tuple(int(number) for number in (content.get("background_labels") or {}).values())
         ignore = int(numbers.pop("ignore")) if "ignore" in numbers else None
         if any(isinstance(number, list) for number in numbers.values()):
-            return _regions(numbers, [int(n) for n in content["regions_class_order"]], background, ignore)
+            labels = _regions(numbers, [int(n) for n in content["regions_class_order"]], background, ignore)
+            _require_readable(file, labels)
+            return labels
         named = sorted((int(number), str(name)) for name, number in numbers.items() if int(number) != 0)
         if len({number for number, _ in named}) < len(named):
             raise ValueError("two labels of one number")
@@ -94,6 +96,18 @@ def _labels(file: Path, content: Mapping[str, Any]) -> Labels | None:
             remedy="give every label one whole number and one name of its own",
         ) from None
     return Labels(dict(named), background, ignore)
+
+
+def _require_readable(file: Path, labels: Labels) -> None:
+    found = unreadable(labels.regions)
+    if found is not None:
+        raise MedContextError(
+            "The regions declared in dataset.json could not be read back from a label map.",
+            file=file,
+            found=found,
+            expected=READABLE,
+            remedy="correct regions_class_order; its numbers are label numbers, in the order of the regions",
+        )
 
 
 def _regions(numbers: Mapping[str, Any], written: list[int], background: tuple[int, ...], ignore: int | None) -> Labels:

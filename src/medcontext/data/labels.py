@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,28 @@ class Region:
     name: str
     numbers: tuple[int, ...]
     written: int
+
+
+READABLE = "for each region a number that is in it and in no later one, and regions that are nested or apart"
+"""What :func:`unreadable` asks for, in words."""
+
+
+def unreadable(regions: Sequence[Region]) -> str | None:
+    """What would be read back as other regions than it was written for, in words; None where nothing would be."""
+
+    def around(number: int) -> list[Region]:
+        return [region for region in regions if number in region.numbers]
+
+    for number in sorted({number for region in regions for number in region.numbers}):
+        own, written = around(number), around(number)[-1].written
+        if around(written) != own:
+            read = _names(around(written)) or "no region"
+            return f"a voxel of {_names(own)} (label {number}) is written as {written}, which is of {read}"
+    return None
+
+
+def _names(regions: Sequence[Region]) -> str:
+    return ", ".join(region.name for region in regions)
 
 
 @dataclass(frozen=True)

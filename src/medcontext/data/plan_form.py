@@ -8,6 +8,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from medcontext.data.labels import READABLE, Labels, unreadable
 from medcontext.errors import MedContextError
 
 Test = Callable[[Any], bool]
@@ -124,6 +125,9 @@ def _require_consistent(labels: Mapping[str, Any], file: Path | None) -> None:
     unknown = sorted({number for region in labels["regions"] for number in region["numbers"]} - set(named))
     if unknown:
         raise _wrong(file, f"labels.regions: label {unknown[0]}", "numbers that labels.names has")
+    lost = unreadable(Labels.from_dict(labels).regions)
+    if lost is not None:
+        raise _wrong(file, f"labels.regions: {lost}", READABLE)
 
 
 def _require(
