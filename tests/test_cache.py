@@ -337,12 +337,15 @@ def test_threads_that_start_later_are_given_as_many_cores_as_before(data, tmp_pa
         torch.set_num_threads(before)
 
 
-def test_as_many_cases_at_once_as_fit_in_memory(data, monkeypatch):
-    cases, _, _ = data
-    monkeypatch.setattr(cache_module, "processors", lambda: 64)
-    assert cache_module._workers(cases) == 64
+def test_as_many_cases_at_once_as_fit_in_free_memory(data, tmp_path, monkeypatch):
+    cases, plan, _ = data
+    workers, pool = [], ThreadPoolExecutor
+    monkeypatch.setattr(
+        cache_module, "ThreadPoolExecutor", lambda max_workers, **more: workers.append(max_workers) or pool(1, **more)
+    )
+    monkeypatch.setattr("medcontext.memory.processors", lambda: 64)
     largest = max(cache_module._size(case) for case in cases)
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * 5 * 30 * largest}.__getitem__)
-    assert cache_module._workers(cases) == 5
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 1}.__getitem__)
-    assert cache_module._workers(cases) == 1
+    for free in (1e12, 2 * 5 * 30 * largest, 1):
+        monkeypatch.setattr("medcontext.memory.free_memory", lambda _, free=free: float(free))
+        prepare_all(cases, plan, tmp_path / str(free))
+    assert workers[1::2] == [64, 5, 1]

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from medcontext.data import check as check_module
 from medcontext.data.check import check_dataset
 from medcontext.data.dataset import open_dataset
 from medcontext.data.labels import Labels
@@ -61,6 +62,20 @@ def test_progress_counts_files(tiny):
     said = []
     check_dataset(open_dataset(tiny), lambda done, total: said.append((done, total)))
     assert said == [(done, 16) for done in range(2, 17, 2)]
+
+
+def test_as_many_scans_at_once_as_fit_in_free_memory(tiny, monkeypatch):
+    workers, pool = [], check_module.ThreadPoolExecutor
+    monkeypatch.setattr(
+        check_module, "ThreadPoolExecutor", lambda max_workers: workers.append(max_workers) or pool(max_workers)
+    )
+    monkeypatch.setattr("medcontext.memory.processors", lambda: 6)
+    dataset = open_dataset(tiny)
+    largest = max(sum(path.stat().st_size for path in (*each.images, each.label)) for each in dataset.cases.values())
+    for free in (1e12, 2 * 3 * 20 * largest, 1):
+        monkeypatch.setattr("medcontext.memory.free_memory", lambda _, free=free: float(free))
+        assert not check_dataset(dataset).errors
+    assert workers == [6, 3, 1]
 
 
 def test_a_check_that_is_stopped_stops(tiny, monkeypatch):

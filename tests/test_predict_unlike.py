@@ -153,6 +153,19 @@ def test_a_header_in_other_units_is_refused_before_memory_is_taken(tmp_path):
     require_memory(scan_of(0, 900), plan())
 
 
+@pytest.mark.parametrize(("normalisation", "copies"), [(CT, 2.5), (MRI, 4.5)])
+def test_memory_for_all_copies_while_a_scan_is_prepared_is_asked_for(monkeypatch, normalisation, copies):
+    """A scan of 60 x 60 x 60 voxels that has 8 times as many at the network's spacing."""
+    scan = scan_of(0, 900, (1, 1, 1), (60, 60, 60))
+    made = plan(normalisation=normalisation, spacing=(0.5, 0.5, 0.5))
+    taken = copies * 4 * 120**3
+    monkeypatch.setattr("medcontext.inference.unlike.free_memory", lambda _: 0.9 * taken)
+    with pytest.raises(MedContextError, match="too little memory"):
+        require_memory(scan, made)
+    monkeypatch.setattr("medcontext.inference.unlike.free_memory", lambda _: 1.2 * taken)
+    require_memory(scan, made)
+
+
 def test_probabilities_that_memory_can_not_hold_are_refused(monkeypatch):
     """Those of 500 outputs for 24 x 24 x 24 voxels take 13.8 MB in half precision."""
     scan = scan_of(0, 900, (1, 1, 1.5), (24, 24, 24))

@@ -1,4 +1,4 @@
-"""How much memory a device has to spare."""
+"""How much memory a device has to spare, and how many jobs go on at once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def free_memory(device: str, processes: int = 1) -> float:
     if device.startswith("mps"):
         return float(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     return _free_ram() / processes
+
+
+def processors() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def at_once(needed: int) -> int:
+    """As many jobs of so many bytes each as there are processors, and as fit into half of the free memory; or one."""
+    return max(1, min(processors(), int(free_memory("cpu") / 2 // max(1, needed))))
 
 
 def _free_ram() -> float:

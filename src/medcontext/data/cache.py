@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 import time
@@ -24,6 +23,7 @@ from medcontext.data.plan import Plan
 from medcontext.data.prepare import prepare_case, read_prepared, write_prepared
 from medcontext.data.scan import read_labels, read_scan
 from medcontext.errors import MedContextError
+from medcontext.memory import at_once, processors
 
 FORMAT = 3
 """Raised when the preparation of a case changes, so that what older versions cached is not used."""
@@ -130,7 +130,8 @@ def prepare_all(
     def prepare(case: AnyCase) -> None:
         _prepare_one(case, plan, folders[case])
 
-    _in_parallel(prepare, missing, _workers(missing), count)
+    needed = max((BYTES_AT_WORK * _size(case) for case in missing), default=0)
+    _in_parallel(prepare, missing, at_once(needed), count)
     return {case.name: folder for case, folder in sorted(folders.items(), key=lambda pair: pair[0].name)}
 
 
@@ -155,18 +156,6 @@ def _in_parallel(
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
     return results
-
-
-def processors() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _workers(cases: list[AnyCase]) -> int:
-    """As many as there are processors, and as cases fit into half of the memory at once."""
-    needed = max((BYTES_AT_WORK * _size(case) for case in cases), default=1)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return max(1, min(processors(), memory // 2 // max(1, needed)))
 
 
 def _size(case: AnyCase) -> int:

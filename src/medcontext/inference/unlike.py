@@ -33,6 +33,10 @@ NARROW = 0.1
 """Hounsfield units that span less than this share of what every training scan spans are normalised ones."""
 
 
+COPIES = {"ct": 2.5, "case": 4.5}
+"""While a scan is prepared, so much of its size in the plan's grid is taken, by kind of normalisation; measured."""
+
+
 def seen_in(facts: Iterable[CaseFacts], plan: Plan) -> dict[str, Any]:
     """What the training scans were like, as a model file holds it.
 
@@ -85,7 +89,7 @@ def require_memory(scan: Scan, plan: Plan, numbers: int = 0) -> None:
     """
     size = planned_size(scan, plan)
     maps = (4.0 + 2 * numbers) * np.prod(scan.array.shape[1:], dtype=np.float64)
-    needed = 4.0 * plan.channels * np.prod(size, dtype=np.float64) + maps
+    needed = 4.0 * COPIES[plan.normalisation.kind] * plan.channels * np.prod(size, dtype=np.float64) + maps
     free = free_memory("cpu")
     if needed > free:
         raise MedContextError(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
 from medcontext.files import alone_in
+from medcontext.memory import processors
 from medcontext.progress import Progress, clock
 from medcontext.studies.missing_parts import MISSING, scores_file
 from medcontext.studies.study_file import PlannedRun, Study
@@ -196,8 +197,7 @@ def _log(planned: PlannedRun, out: Path) -> Path:
 
 def threads_for(jobs: int) -> int:
     """Each run's share of the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // jobs)
+    return max(1, processors() // jobs)
 
 
 @contextmanager

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import torch
 
-from medcontext.data.cache import processors
 from medcontext.data.loading import batches_of
 from medcontext.data.sampling import PatchBatches
 from medcontext.inference.model import save_model
+from medcontext.memory import processors
 from medcontext.progress import Progress
 from medcontext.training.distribution import any_of, first_does
 from medcontext.training.explain import explained
