@@ -149,7 +149,8 @@ def make_plan(
     """Plan a checked data set. What is asked for goes before the data set's protocol, and that before the rules.
 
     Args:
-        report: What :func:`medcontext.data.check.check_dataset` found.
+        report: What :func:`medcontext.data.check.check_dataset` found. Every case in it has a say, also those that are
+            held out later.
         device: What the training will run on, which bounds the patch.
         memory_gib: All of its memory, for a GPU; None: not known, and taken to be enough.
         patch_multiple: Every axis of the patch becomes a multiple of this, for networks that need it.

@@ -17,7 +17,8 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Split:
-    """Names of cases. ``validation`` is taken from what would be trained on; ``test`` is never used for a choice."""
+    """Names of cases. ``validation`` is taken from what would be trained on. ``test`` is used for no choice after the
+    plan, which is made from all cases unless one is given: the folds of a data set share it."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
