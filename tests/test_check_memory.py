@@ -135,15 +135,21 @@ def test_an_entry_of_something_else_is_as_good_as_none(tmp_path):
     assert recall(tmp_path / "none.npz") is None
 
 
-def test_voxels_beside_their_header_count(tmp_path):
-    header, voxels = tmp_path / "a.mhd", tmp_path / "a.raw"
-    header.write_text("ElementDataFile = a.raw")
+@pytest.mark.parametrize("name", ["a.raw", "voxels_of_a.raw"])
+def test_voxels_beside_their_header_count(tmp_path, name):
+    header, voxels = tmp_path / "a.mhd", tmp_path / name
+    header.write_text(f"ElementDataFile = {name}")
     voxels.write_bytes(b"12")
+    (tmp_path / "a.json").touch()  # of the header's name, and no part of it
     member = Member("a", (header,), None, "a")
     first = memory_file(tmp_path, member, None, ())
-    voxels.write_bytes(b"34")
-    assert None is not first != memory_file(tmp_path, member, None, ())
+    assert None is not first == memory_file(tmp_path, member, None, ())
+    voxels.write_bytes(b"345")
+    second = memory_file(tmp_path, member, None, ())
+    assert None is not second != first
     voxels.rename(tmp_path / "b.raw")
+    assert memory_file(tmp_path, member, None, ()) not in (first, second)
+    header.unlink()
     assert memory_file(tmp_path, member, None, ()) is None
 
 

@@ -8,27 +8,26 @@ from pathlib import Path
 
 import numpy as np
 
+from medcontext.data.content import scan_state
 from medcontext.data.examine import Examined, Member
 from medcontext.data.facts import CaseFacts
 from medcontext.data.findings import Finding
 from medcontext.data.labels import Labels
+from medcontext.errors import MedContextError
 from medcontext.files import replacing
 
 FORMAT = 2
 """Raised when a check changes, so that what older versions found is not used."""
 
-DETACHED = (".mhd", ".nhdr")
-"""Headers whose voxels lie in a file beside them."""
-
 
 def memory_file(folder: Path, member: Member, declared: Labels | None, modality: tuple[str, ...]) -> Path | None:
     """Where the result for a member is kept: named by path, size and times of its files, and by declarations.
 
-    None where that can't be told: a file is missing, or the voxels of a header lie in a file of another name.
+    None where that can't be told: a file is missing.
     """
     try:
-        states = [_state(part) for path in member.files for part in _parts(path)]
-    except OSError:
+        states = [(str(path), scan_state(path)) for path in member.files]
+    except MedContextError:
         return None
     about = [FORMAT, member.name, len(member.images), declared and declared.to_dict(), modality, states]
     return folder / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]}.npz"
@@ -66,25 +65,3 @@ def keep(file: Path, examined: Examined) -> None:
     }
     with replacing(file) as temporary:
         np.savez(temporary, values=np.array(json.dumps(values)), foreground=examined.facts.foreground)
-
-
-def _state(file: Path) -> tuple[str | int, ...]:
-    """What changes with a file; the system alone sets the last two, also where a file is given another's date."""
-    state = file.stat()
-    return str(file), str(file.absolute()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
-
-
-def _parts(path: Path) -> list[Path]:
-    """The files that a scan's voxels and header are read from.
-
-    Raises:
-        OSError: They can't be told.
-    """
-    if path.is_dir():
-        return sorted(part for part in path.iterdir() if part.is_file())
-    if path.suffix not in DETACHED:
-        return [path]
-    parts = [part for part in sorted(path.parent.iterdir()) if part.name.split(".")[0] == path.name.split(".")[0]]
-    if len(parts) == 1:
-        raise FileNotFoundError(path)
-    return parts
