@@ -107,6 +107,23 @@ def test_a_changed_file_is_prepared_anew(data, tmp_path):
     assert not read_prepared(second[cases[0].name]).label[:].any()
 
 
+def test_a_case_that_changes_while_it_is_read_is_not_stored(data, tmp_path, monkeypatch):
+    cases, plan, _ = data
+    image = cases[0].images[0]
+
+    def read_labels(path):
+        if path == cases[0].label:
+            shutil.copy(cases[1].images[0], image)
+        return real(path)
+
+    real = cache_module.read_labels
+    monkeypatch.setattr(cache_module, "read_labels", read_labels)
+    with pytest.raises(MedContextError, match="changed while it was read") as error:
+        prepare_all(cases[:1], plan, tmp_path / "cache")
+    assert error.value.file == str(image)
+    assert not contents(tmp_path / "cache")
+
+
 def test_content_is_read_once_and_again_when_it_changes(tmp_path, monkeypatch):
     reads = []
     digest = hashlib.file_digest

@@ -20,7 +20,7 @@ from medcontext.data.case import Case, UnlabelledCase
 from medcontext.data.content import KnownContent, content_digest, files_of
 from medcontext.data.facts import CaseFacts
 from medcontext.data.plan import Plan
-from medcontext.data.prepare import prepare_case, read_prepared, write_prepared
+from medcontext.data.prepare import Prepared, prepare_case, read_prepared, write_prepared
 from medcontext.data.scan import read_labels, read_scan
 from medcontext.errors import MedContextError
 from medcontext.memory import at_once, processors
@@ -97,7 +97,7 @@ def prepare_all(
         Case name to its folder, for :func:`medcontext.data.prepare.read_prepared`.
 
     Raises:
-        MedContextError: A case can't be read, or the cache can't hold or take them.
+        MedContextError: A case can't be read or changes meanwhile, or the cache can't hold or take them.
     """
     cases = list(cases)
     ready = 0
@@ -128,7 +128,10 @@ def prepare_all(
         _require_room(cache, estimate_bytes(measured, plan) * len(missing) // max(1, len(measured)))
 
     def prepare(case: AnyCase) -> None:
-        _prepare_one(case, plan, folders[case])
+        labels = None if case.label is None else read_labels(case.label)
+        prepared = prepare_case(read_scan(*case.images), labels, plan)
+        _require_unchanged(case, plan, known, folders[case])
+        _store(prepared, folders[case])
 
     needed = max((BYTES_AT_WORK * _size(case) for case in missing), default=0)
     _in_parallel(prepare, missing, at_once(needed), count)
@@ -204,9 +207,18 @@ def _require_room(cache: Path, needed: int) -> None:
         )
 
 
-def _prepare_one(case: AnyCase, plan: Plan, folder: Path) -> None:
-    labels = None if case.label is None else read_labels(case.label)
-    prepared = prepare_case(read_scan(*case.images), labels, plan)
+def _require_unchanged(case: AnyCase, plan: Plan, known: KnownContent, folder: Path) -> None:
+    """Its key was made before it was read; other content must not be stored by it."""
+    if cache_key(case, plan, known.digest) != folder.name:
+        raise MedContextError(
+            "A case changed while it was read.",
+            file=case.images[0],
+            found=f"other content in the files of '{case.name}' than a moment before",
+            remedy="start again when nothing writes to the data set any more",
+        )
+
+
+def _store(prepared: Prepared, folder: Path) -> None:
     try:
         temporary = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=folder.parent))
         try:
