@@ -461,6 +461,7 @@ def test_scans_are_found_in_lists_folders_and_series(tmp_path):
     }
     (tmp_path / "list.csv").write_text("name,image\nfirst,scans/scan_1.nii.gz\n")
     assert find_scans(tmp_path / "list.csv") == {"first": (scans / "scan_1.nii.gz",)}
+    assert find_scans((tmp_path / "list.csv").rename(tmp_path / "LIST.CSV")) == {"first": (scans / "scan_1.nii.gz",)}
 
 
 def test_scans_that_can_not_be_found_are_said(tmp_path):

@@ -85,6 +85,21 @@ def test_a_detached_header_is_a_case_and_its_voxels_are_none(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.raw")) == ["a.raw", "b.raw"]
 
 
+@pytest.mark.parametrize("ending", [".NII.GZ", ".Nii", ".NRRD", ".MHA"])
+def test_endings_in_capitals_are_endings(tmp_path, ending):
+    array = np.random.default_rng(0).integers(0, 9, (4, 5, 6)).astype(np.int16)
+    like = read_scan(write_nifti(tmp_path / "scan.nii", array, OBLIQUE))
+    write_labels(tmp_path / "scans" / f"P2{ending.lower()}", array, like)
+    (tmp_path / "scans" / f"P2{ending.lower()}").rename(tmp_path / "scans" / f"P2{ending}")
+    found = scan_files(tmp_path / "scans")
+    assert found == {"P2": tmp_path / "scans" / f"P2{ending}"}
+    assert np.array_equal(read_scan(found["P2"]).array[0], array)
+    write_labels(tmp_path / "again.nrrd", array, like=read_scan(found["P2"]))
+    assert np.allclose(read_labels(tmp_path / "again.nrrd").affine, like.affine, atol=1e-5)
+    with pytest.raises(MedContextError, match="not of a kind"):
+        write_labels(tmp_path / f"again{ending}", array, like)
+
+
 def test_a_prediction_is_written_with_the_geometry_of_its_scan(tmp_path):
     image = nib.Nifti1Image(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32), OBLIQUE)
     image.set_sform(OBLIQUE, 4)

@@ -36,7 +36,7 @@ def read(file: Path) -> Listed:
     Raises:
         MedContextError: Naming file and line: not to be read, an unknown key, no image, or a name that stands twice.
     """
-    rows = _csv(file) if file.suffix == ".csv" else _jsonl(file)
+    rows = _csv(file) if file.suffix.lower() == ".csv" else _jsonl(file)
     cases: dict[str, Case | UnlabelledCase] = {}
     to_predict: dict[str, tuple[Path, ...]] = {}
     for line, row in rows:

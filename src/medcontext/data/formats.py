@@ -69,7 +69,7 @@ def read_nifti(path: Path) -> Volume:
     from isal import igzip
     from nibabel.volumeutils import apply_read_scaling
 
-    with igzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
+    with igzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
         kind: Any = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(start) else nib.Nifti1Header
         header = kind(start[: kind.sizeof_hdr])

@@ -55,7 +55,7 @@ def case_name(path: Path) -> str:
     """The file's name without its ending, or the name of a folder of slices: ``scan_01.nii.gz`` is case ``scan_01``."""
     if path.is_dir():
         return path.name
-    return path.name.removesuffix(_ending(path))
+    return path.name[: -len(_ending(path))]
 
 
 def is_series(folder: Path) -> bool:
@@ -74,7 +74,8 @@ def scan_files(folder: Path) -> dict[str, Path]:
         raise MedContextError("There is no such folder.", file=folder, remedy="check the path")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not (is_series(path) or (path.is_file() and path.name.endswith(ENDINGS))):
+        readable = is_series(path) or (path.is_file() and path.name.lower().endswith(ENDINGS))
+        if path.name.startswith(".") or not readable:
             continue
         name = case_name(path)
         if name in found:
@@ -203,8 +204,10 @@ def write_labels(path: Path, array: npt.NDArray[Any], like: Scan | LabelMap, lab
 
 
 def _ending(path: Path, endings: tuple[str, ...] = ENDINGS) -> str:
+    """Capitals are read; the libraries that write know small letters alone."""
+    name = path.name.lower() if endings == ENDINGS else path.name
     for ending in endings:
-        if path.name.endswith(ending):
+        if name.endswith(ending):
             return ending
     raise MedContextError(
         "This file is not of a kind that can be read or written.",

@@ -121,7 +121,7 @@ def _place(scan: Path, affine: Numbers) -> tuple[Numbers, Numbers, Numbers]:
     import SimpleITK as sitk  # noqa: N813
 
     found = None
-    if scan.suffix in (".mha", ".mhd") and scan.is_file():
+    if scan.suffix.lower() in (".mha", ".mhd") and scan.is_file():
         found = metaimage_place(text_fields(scan, "=", last="elementdatafile")[0])
     elif scan.is_file():
         reader = sitk.ImageFileReader()
@@ -146,7 +146,7 @@ def _place(scan: Path, affine: Numbers) -> tuple[Numbers, Numbers, Numbers]:
 
 
 def _nrrd_place(scan: Path, affine: Numbers) -> dict[str, str]:
-    if scan.suffix in (".nrrd", ".nhdr") and scan.is_file():
+    if scan.suffix.lower() in (".nrrd", ".nhdr") and scan.is_file():
         fields, _ = text_fields(scan, ":", last="\n")
         if fields["dimension"] == "3":
             return {name: fields[name] for name in NRRD_PLACE if name in fields}

@@ -43,9 +43,9 @@ def find_scans(path: Path, channels: int = 1) -> dict[str, tuple[Path, ...]]:
 
 
 def _found(path: Path, channels: int) -> dict[str, tuple[Path, ...]]:
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         return _from_text(path)
-    listed = path if path.suffix in case_list.ENDINGS else case_list.find(path)
+    listed = path if path.suffix.lower() in case_list.ENDINGS else case_list.find(path)
     if listed is not None:
         cases, unlabelled = case_list.read(listed)
         return {name: case.images for name, case in cases.items()} | unlabelled

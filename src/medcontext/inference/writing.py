@@ -26,9 +26,9 @@ def ending_for(kind: Format, scan: Path) -> str:
         return f".{kind}"
     if scan.is_dir():
         return ".dcm"
-    if scan.suffix in (".nrrd", ".nhdr"):
+    if scan.suffix.lower() in (".nrrd", ".nhdr"):
         return ".nrrd"
-    return ".mha" if scan.suffix in (".mha", ".mhd") else ".nii.gz"
+    return ".mha" if scan.suffix.lower() in (".mha", ".mhd") else ".nii.gz"
 
 
 def require_format(kind: Format, scans: Scans) -> None:
