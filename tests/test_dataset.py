@@ -73,7 +73,7 @@ def test_a_case_list_says_where_everything_lies(tmp_path):
 
 def test_a_table_is_as_good(tmp_path):
     (tmp_path / "cases.csv").write_text(
-        "name,image_0,image_1,label,patient\na,a0.nii,a1.nii,a.nii,p\nb,b0.nii,b1.nii,,\n"
+        "name,image_1,image_0,label,patient\na,a1.nii,a0.nii,a.nii,p\nb,b1.nii,b0.nii,,\n"
     )
     found = open_dataset(tmp_path)
     assert found.cases["a"].images == (tmp_path / "a0.nii", tmp_path / "a1.nii")
@@ -92,6 +92,7 @@ def test_a_table_is_as_good(tmp_path):
         ("cases.jsonl", '["a"]', "line 1"),
         ("cases.csv", "name,label\na,b", "line 1"),
         ("cases.csv", "name,image,colour\na,b,c", "line 1"),
+        ("cases.csv", "name,image_t1,image_t2\na,b,c", "line 1"),
         ("cases.csv", "name,image\na,b\nc\n", "line 3"),
         ("cases.csv", "name,image\na,b,c\n", "line 2"),
         ("cases.csv", "name,image\na,\n", "line 2"),

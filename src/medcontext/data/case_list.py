@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ NAMES = tuple(f"cases{ending}" for ending in ENDINGS)
 KEYS = ("name", "images", "label", "patient", "stratum")
 """Of a line; ``images`` is a list of files. In CSV they are columns, with ``image``, ``image_0``, ``image_1``, ...
 for the images. Only name and images are required: without a label a case is one to predict."""
+
+IMAGE_COLUMN = re.compile(r"image(_\d+)?")
 
 UNLABELLED = "unlabelled"
 """In place of a label: the scan has none, and is there to be learned from all the same."""
@@ -80,7 +83,8 @@ def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _csv(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(read_text(file).splitlines())
     columns = list(reader.fieldnames or [])
-    images = [name for name in columns if name == "image" or name.startswith("image_")]
+    # By the number of the channel, wherever its column stands.
+    images = sorted(filter(IMAGE_COLUMN.fullmatch, columns), key=lambda name: int(name[6:] or 0))
     unknown = set(columns) - set(images) - set(KEYS)
     if unknown or "name" not in columns or not images:
         raise _wrong(
