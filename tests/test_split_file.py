@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medcontext.data.check import check_dataset
+from medcontext.data.dataset import open_dataset
 from medcontext.data.split import Split, make_folds, patients_of, with_validation
 from medcontext.data.split_file import SplitFile, read_split_file, write_split_file
 from medcontext.errors import MedContextError
+from medcontext.training.cases import split_for
+from medcontext.training.config import TrainConfig
 
 GOOD = {"name": "mine", "source": "drawn", "folds": [{"train": ["a", "b"], "validation": ["c"], "test": ["d"]}]}
 
@@ -182,3 +186,15 @@ def test_a_file_that_is_no_json_is_named(tmp_path):
         with pytest.raises(MedContextError) as error:
             read_split_file(tmp_path / name)
         assert error.value.file == str(tmp_path / name)
+
+
+def test_validation_cases_for_a_split_file_are_drawn_evenly_over_groups(tiny, tmp_path):
+    report = check_dataset(open_dataset(tiny))
+    groups = {name: f"group {place % 2}" for place, name in enumerate(report.dataset.cases)}
+    cases = {name: dataclasses.replace(case, stratum=groups[name]) for name, case in report.dataset.cases.items()}
+    report = dataclasses.replace(report, dataset=dataclasses.replace(report.dataset, cases=cases))
+    file = written(tmp_path / "split.json", changed({"train": list(cases), "validation": [], "test": []}))
+    for seed in range(10):
+        config = TrainConfig(split=file, validation_share=0.5, split_seed=seed)
+        validation = split_for(report, config, lambda text: None).validation
+        assert sorted(groups[name] for name in validation) == ["group 0"] * 2 + ["group 1"] * 2

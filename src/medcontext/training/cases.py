@@ -100,4 +100,10 @@ def _before_few_shot(
             expected=f"0 to {len(file.folds) - 1}",
         )
     chosen = file.folds[config.fold]
-    return with_validation(chosen, share=config.validation_share, seed=config.split_seed, patients=patients)
+    return with_validation(
+        chosen,
+        share=config.validation_share,
+        seed=config.split_seed,
+        patients=patients,
+        strata=report.dataset.strata,
+    )
