@@ -116,9 +116,10 @@ class PredictionFolder:
         Raises:
             MedContextError: The folder can't be written to.
         """
+        digests = self._digests(name)
         unchanged = _states(self._scans[name]) == self._states[name]
         try:
-            write_json(self._made_from(name), self._digests(name) if unchanged else None)
+            write_json(self._made_from(name), digests if unchanged else None)
         except OSError as error:
             raise unwritable(self.path, error) from error
 
