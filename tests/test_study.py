@@ -169,6 +169,8 @@ def test_later_factors_go_before_earlier_ones_and_a_seed_may_be_a_fold(write):
         ({"settings": {"max_steps": 4, "method": {"mask": "stripes"}}}, "stripes"),
         ({"settings": {}}, "max_steps_factor: 2.3333"),
         ({"settings": {"max_steps": 4, "network": "package.module:factory"}}, "package.module:factory"),
+        ({"settings": {"max_steps": 4, "few_shot": 2}}, "training_cases in its place"),
+        ({"settings": {"max_steps": 4, "split": "other.json"}}, "split at the top of the file in its place"),
         ({"comparisons": [["supervised", "nothing", "x"]]}, "nothing"),
         ({"pictures": ["equal"]}, "equal_compute, equal_steps"),
         ({"settings": {"max_steps": 4, "unlabelled_batch": 1}}, "unlabelled_batch = 1"),

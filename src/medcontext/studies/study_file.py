@@ -177,6 +177,9 @@ def _config(file: Path, run: str, layers: list[Mapping[str, Any]], split: Path) 
     for layer in layers:
         method = {**merged.get("method", {}), **(layer.get("method") or {})}
         merged |= {**layer, "method": method}
+    for setting, instead in (("few_shot", "training_cases"), ("split", "split at the top of the file")):
+        if setting in merged:
+            raise _wrong(file, f"{run}: {setting}: {merged[setting]}", f"{instead} in its place")
     cases = merged.pop("training_cases", "all")
     factor = merged.pop("max_steps_factor", 1)
     if not isinstance(factor, int | float) or factor <= 0 or (factor != 1 and "max_steps" not in merged):
