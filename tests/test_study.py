@@ -592,6 +592,21 @@ def test_a_run_of_other_settings_is_left_alone_and_told(conducted, room, write):
     assert {path: path.stat().st_mtime_ns for path in conducted.rglob("*.pt")} == before
 
 
+@pytest.mark.parametrize(("setting", "made"), [("patience", 3), ("patient", "(.*)_"), ("few_shot", 3)])
+def test_a_run_that_had_what_the_study_leaves_out_is_of_other_settings(setting, made, conducted, room, tmp_path):
+    shutil.copytree(conducted, tmp_path / "out")
+    planned = read_study(room / "study.yaml", room).runs[0]
+    planned = dataclasses.replace(planned, config=dataclasses.replace(planned.config, few_shot=None))
+    file = RunFolder(tmp_path / "out" / planned.name).config
+    told = {**yaml.safe_load(file.read_text()), "few_shot": None}
+    file.write_text(yaml.safe_dump(told))
+    assert state_of(planned, tmp_path / "out") == "done"
+    file.write_text(yaml.safe_dump({**told, setting: made}))
+    with pytest.raises(MedContextError, match="other settings") as caught:
+        state_of(planned, tmp_path / "out")
+    assert caught.value.found == f"{setting}: {made} before, None now"
+
+
 def test_a_split_counts_by_its_cases_and_not_by_its_place(conducted, room, tmp_path):
     (tmp_path / "split.json").write_bytes((room / "split.json").read_bytes())
     file = tmp_path / "study.yaml"

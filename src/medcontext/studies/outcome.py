@@ -19,7 +19,7 @@ from medcontext.studies.convergence import validations
 from medcontext.studies.missing_parts import MISSING, scores_file
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.config import TrainConfig
-from medcontext.training.run import MAY_CHANGE, RunFolder, plain
+from medcontext.training.run import MAY_CHANGE, NONE_SAYS, RunFolder, plain
 
 COLUMNS = ("run", "case", "label", "dice", "hd95_mm", "outcome")
 """Of ``STUDY.csv``, a row per run, case and label."""
@@ -33,9 +33,6 @@ Rows = Sequence[Mapping[str, Any]]
 
 _PLACES = MAY_CHANGE | {"split"}
 """Settings that say nothing about what was learned."""
-
-_NONE_SAYS = {"few_shot", "pretrained", "patience", "max_time", "patient"}
-"""Settings that the plan does not settle where they are left open: None is what they are then."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +200,7 @@ def _as_asked(planned: PlannedRun, settings: Mapping[str, Any]) -> bool:
     asked = {
         key: value
         for key, value in plain(config).items()
-        if key not in _PLACES and (value is not None or key in _NONE_SAYS)
+        if key not in _PLACES and (value is not None or key in NONE_SAYS)
     }
     return all(key in made and made[key] == value for key, value in flat(asked).items())
 

@@ -39,11 +39,10 @@ def state_of(planned: PlannedRun, out: Path) -> State:
     run = RunFolder(out / planned.name)
     if not run.open(resume=True, replace=False):
         return "new"
-    stored = run.read_settings()
-    to_resume(planned.config, stored, run.path)
+    to_resume(planned.config, run.read_settings(), run.path, in_full=True)
     assert planned.config.split is not None
     fold = read_split_file(planned.config.split).folds[planned.config.fold]
-    if set(run.read_split().test) != set(fold.test) or stored.few_shot != planned.config.few_shot:
+    if set(run.read_split().test) != set(fold.test):
         raise MedContextError(
             "This run was made for other cases than the study asks for.",
             file=run.path,

@@ -30,6 +30,9 @@ MAY_CHANGE = frozenset({
 })  # fmt: skip
 """Settings that a resumed run may be given anew: they do not change what is learned."""
 
+NONE_SAYS = frozenset({"few_shot", "pretrained", "patience", "max_time", "patient"})
+"""Settings that the plan does not settle where they are left open: None is what they are then."""
+
 
 class RunFolder:
     """Paths and files of a run.
@@ -205,9 +208,15 @@ def from_stored(stored: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**values)
 
 
-def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path) -> TrainConfig:
+def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path, *, in_full: bool = False) -> TrainConfig:
     """The settings of a run that is resumed: its own, with what may change (:data:`MAY_CHANGE`) as asked for now, and
     with the split file where it lies now: it counts by its cases and not by its place.
+
+    Args:
+        asked: What is asked for now; None: whatever the run began with.
+        stored: What the run began with.
+        folder: The run folder.
+        in_full: None of :data:`NONE_SAYS` is asked for as well: nothing of the kind.
 
     Raises:
         MedContextError: Something else is asked for than the run began with; every such setting is named.
@@ -215,7 +224,8 @@ def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path) -> TrainCon
     network = None if asked.network_settings is None else (stored.network_settings or {}) | asked.network_settings
     wanted = dataclasses.replace(asked, method=asked.method_config(), network_settings=network)
     names = [field.name for field in dataclasses.fields(TrainConfig)]
-    given = {name: getattr(wanted, name) for name in names if getattr(wanted, name) is not None}
+    said = NONE_SAYS if in_full else frozenset()
+    given = {name: getattr(wanted, name) for name in names if name in said or getattr(wanted, name) is not None}
     if wanted.split not in (None, stored.split) and _has_cases_of(folder, wanted):
         stored = dataclasses.replace(stored, split=wanted.split)
     now = {name: given.pop(name) for name in MAY_CHANGE if name in given}
