@@ -607,6 +607,23 @@ def test_a_run_that_had_what_the_study_leaves_out_is_of_other_settings(setting, 
     assert caught.value.found == f"{setting}: {made} before, None now"
 
 
+def test_a_run_of_other_settings_is_left_out_of_the_results_and_told(conducted, room, tmp_path, capsys):
+    out, results, file = tmp_path / "out", tmp_path / "results", room / "study.yaml"
+    shutil.copytree(conducted, out)
+    other = read_study(file, room).runs[-1].name
+    config = RunFolder(out / other).config
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "patience": 3}))
+    failed = conduct(file, room, out, device="cpu", cache=room / "cache", results=results, progress=Progress())
+    assert list(failed) == [other]
+    assert f"{other} is left out of the results" in capsys.readouterr().err
+    found = json.loads((results / "tiny.json").read_text())
+    assert (len(found["runs"]), found["missing"], found["left_out"]) == (3, [other], [other])
+    assert f"folders hold something else: {other}." in (results / "tiny.md").read_text()
+    table = rehearse(file, room, out, progress=Progress())
+    assert list(table.columns[1].cells) == ["done"] * 3 + ["left alone"]
+    assert "patience: 3 before, None now" in capsys.readouterr().err
+
+
 def test_a_split_counts_by_its_cases_and_not_by_its_place(conducted, room, tmp_path):
     (tmp_path / "split.json").write_bytes((room / "split.json").read_bytes())
     file = tmp_path / "study.yaml"

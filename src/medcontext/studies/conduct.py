@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -64,7 +66,7 @@ def conduct(
         raise
     if len(failed) == len(chosen.runs):
         raise next(iter(failed.values()))
-    gather(study, out, results or out, known)
+    _say_what_is_left_out(gather(study, out, results or out, known), progress)
     return failed
 
 
@@ -76,6 +78,12 @@ def _gather_the_done(study: Study, out: Path, results: Path, known: dict[str, Ou
         progress.say(str(error))
     else:
         progress.say(f"{study.name}: {len(found['runs'])} of {len(study.runs)} runs are done; written to {results}")
+        _say_what_is_left_out(found, progress)
+
+
+def _say_what_is_left_out(found: Mapping[str, Any], progress: Progress) -> None:
+    for name in found["left_out"]:
+        progress.say(f"{name} is left out of the results: its folder does not hold what the study asks for")
 
 
 def rehearse(

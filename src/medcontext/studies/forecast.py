@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from medcontext.data.dataset import Dataset, open_dataset
 from medcontext.errors import MedContextError
@@ -17,13 +18,16 @@ from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.config import TrainConfig
 from medcontext.training.run import RunFolder
 
+RunState = State | Literal["left alone"]
+"""How far a run is; left alone: its folder holds something else than the study asks for, and it won't be trained."""
+
 
 @dataclass(frozen=True)
 class Forecast:
     """A run, how far it is, and the seconds that its remaining steps will take (None: not known)."""
 
     run: PlannedRun
-    state: State
+    state: RunState
     seconds: float | None
 
 
@@ -51,16 +55,14 @@ def forecast(
         cache: Folder that remembers what has been checked.
         recorded: Names of runs that need not be trained, whatever is in ``out``.
         progress: Where to say how far it is.
-
-    Raises:
-        MedContextError: A run in ``out`` was made with other settings.
     """
     progress = progress or Progress(quiet=True)
-    known = dict(_measured(out / planned.name for planned in study.runs))
+    states = {planned.name: _state(planned, out, recorded, progress) for planned in study.runs}
+    known = dict(_measured(out / name for name, state in states.items() if state != "left alone"))
     dataset = _dataset(study, progress)
     forecasts = []
     for planned in study.runs:
-        state, seconds = left_of(planned, out, recorded), 0.0
+        state, seconds = states[planned.name], 0.0
         for stage in _stages(planned.config, out / planned.name) if state in ("new", "begun") else ():
             if stage.shape not in known:
                 asked = dataclasses.replace(stage, config=dataclasses.replace(stage.config, device=device, cache=cache))
@@ -69,6 +71,14 @@ def forecast(
             seconds += math.nan if per_step is None or steps is None else per_step * steps
         forecasts.append(Forecast(planned, state, None if math.isnan(seconds) else seconds))
     return forecasts
+
+
+def _state(planned: PlannedRun, out: Path, recorded: Collection[str], progress: Progress) -> RunState:
+    try:
+        return left_of(planned, out, recorded)
+    except MedContextError as error:
+        progress.say(f"{planned.name} is left alone: {error}")
+        return "left alone"
 
 
 @dataclass(frozen=True)

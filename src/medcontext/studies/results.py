@@ -52,17 +52,19 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
     Returns:
         ``study``, ``about``, ``dataset``, ``split`` (name and hash), ``date``, ``commits``, ``hardware``, ``software``,
         ``settings`` (those that all runs share), ``runs`` (each with the rest of its own), ``missing`` (runs that are
-        not done), ``labels`` (their names), ``convergence`` (as
-        :func:`medcontext.studies.convergence.convergence` returns it), ``comparisons``, ``missing_parts`` (the
-        comparisons with parts of the scans missing) and ``definition``.
+        not done), ``left_out`` (those of them whose folders do not hold what the study asks for), ``labels`` (their
+        names), ``convergence`` (as :func:`medcontext.studies.convergence.convergence` returns it), ``comparisons``,
+        ``missing_parts`` (the comparisons with parts of the scans missing) and ``definition``.
 
     Raises:
-        MedContextError: No run is done, or a run was made with other settings.
+        MedContextError: No run is done.
     """
     from medcontext.studies.figures import convergence_figure, gains_figure
     from medcontext.studies.tables import results_page
 
-    done = _outcomes(study, out, recorded or {})
+    done, left_out = _outcomes(study, out, recorded or {})
+    if not done and left_out:
+        raise next(iter(left_out.values()))
     if not done:
         raise MedContextError(
             "No run of this study is done.", file=out, remedy="run the study first (medcontext study FILE)"
@@ -74,6 +76,7 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         "settings": shared,
         "runs": [_without(run, shared) for run in runs],
         "missing": [planned.name for planned in study.runs if planned.name not in names],
+        "left_out": list(left_out),
         "labels": dict(done[0].labels),
         "convergence": convergence(runs),
         "comparisons": list(_comparisons(study, done, results)),
@@ -102,15 +105,22 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
     return found
 
 
-def _outcomes(study: Study, out: Path, recorded: Mapping[str, Outcome]) -> list[Outcome]:
-    """Of every run that is done, in the order of the study."""
-    done = []
+def _outcomes(
+    study: Study, out: Path, recorded: Mapping[str, Outcome]
+) -> tuple[list[Outcome], dict[str, MedContextError]]:
+    """Of every run that is done, in the order of the study; and those whose folders can't be taken for theirs."""
+    done, left_out = [], {}
     for planned in study.runs:
-        if state_of(planned, out) == "done":
-            done.append(of_folder(planned, RunFolder(out / planned.name)))
-        elif planned.name in recorded:
+        try:
+            if state_of(planned, out) == "done":
+                done.append(of_folder(planned, RunFolder(out / planned.name)))
+                continue
+        except MedContextError as error:
+            if planned.name not in recorded:
+                left_out[planned.name] = error
+        if planned.name in recorded:
             done.append(recorded[planned.name])
-    return done
+    return done, left_out
 
 
 def summary(results: Path) -> list[dict[str, Any]]:

@@ -39,13 +39,15 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
         figures: Names of the figures beside it.
     """
     gains, curves = f"{found['study']}.svg", f"{found['study']}-convergence.svg"
-    missing, compared, damaged = found["missing"], _of_pairs(found["comparisons"]), _of_pairs(found["missing_parts"])
+    missing, left_out = found["missing"], found["left_out"]
+    compared, damaged = _of_pairs(found["comparisons"]), _of_pairs(found["missing_parts"])
     parts = [
         f"# {found['study']}",
         found["about"],
         f"Written by `medcontext study` on {found['date']}; runs at commit {', '.join(found['commits'])}, on "
         f"{'; '.join(found['hardware'])}. Data: {found['dataset']}, split {found['split']}."
-        + (f" **Not done yet: {len(missing)} of {len(missing) + len(found['runs'])} runs.**" if missing else ""),
+        + (f" **Not done yet: {len(missing)} of {len(missing) + len(found['runs'])} runs.**" if missing else "")
+        + (f" Left out, as their folders hold something else: {', '.join(left_out)}." if left_out else ""),
     ]
     if compared:
         parts += ["## Comparisons", _comparisons(compared)]
