@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -30,6 +31,8 @@ from medcontext.studies.missing_parts import (
     what_is_left,
     write_what_is_left,
 )
+from medcontext.studies.outcome import recorded
+from medcontext.studies.results import gather
 from medcontext.studies.study import left_of, state_of
 from medcontext.studies.study_file import read_study
 from medcontext.training.run import RunFolder
@@ -199,6 +202,16 @@ def test_trained_runs_are_scored_without_training_and_outlive_their_folders(room
     assert not list(out.rglob("*.pt")), "trained again"
     assert json.loads((results / "tiny.json").read_text()) == whole
     assert contents(results) == files
+
+
+def test_scores_of_runs_that_are_gone_are_not_kept_for_others_of_their_names(room, tmp_path):
+    study = read_study(room / "study.yaml", room)
+    known = recorded(study, room / "out")
+    gather(study, tmp_path / "none", tmp_path / "results", known)
+    assert all(each.missing.keys() == set(MISSING) for each in recorded(study, tmp_path / "results").values())
+    anew = {name: dataclasses.replace(each, missing={}) for name, each in known.items()}
+    gather(study, tmp_path / "none", tmp_path / "results", anew)
+    assert not any(each.missing for each in recorded(study, tmp_path / "results").values())
 
 
 def test_a_study_says_it_or_is_refused(room, tmp_path):

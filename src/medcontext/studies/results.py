@@ -90,9 +90,12 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
     write_json(results / f"{study.name}.json", found)
     write_text(results / f"{study.name}.csv", table_of(done))
     for kind in MISSING:
-        damaged = _damaged(done, kind)
+        damaged, file = _damaged(done, kind), results / missing_table(study.name, kind)
         if damaged:
-            write_text(results / missing_table(study.name, kind), table_of(damaged))
+            write_text(file, table_of(damaged))
+        else:
+            # It would be taken for scores of the present runs, which go by their names.
+            file.unlink(missing_ok=True)
     figures = {
         f"{study.name}.svg": gains_figure(found["comparisons"]),
         f"{study.name}-convergence.svg": convergence_figure(found["convergence"]),
