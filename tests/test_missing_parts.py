@@ -209,9 +209,12 @@ def test_scores_of_runs_that_are_gone_are_not_kept_for_others_of_their_names(roo
     known = recorded(study, room / "out")
     gather(study, tmp_path / "none", tmp_path / "results", known)
     assert all(each.missing.keys() == set(MISSING) for each in recorded(study, tmp_path / "results").values())
+    page = tmp_path / "results" / "tiny.md"
+    assert "Scored with blocks missing: 2 of 2 runs; with slab missing: 2 of 2 runs." in page.read_text()
     anew = {name: dataclasses.replace(each, missing={}) for name, each in known.items()}
     gather(study, tmp_path / "none", tmp_path / "results", anew)
     assert not any(each.missing for each in recorded(study, tmp_path / "results").values())
+    assert "Scored with blocks missing: 0 of 2 runs; with slab missing: 0 of 2 runs." in page.read_text()
 
 
 def test_a_study_says_it_or_is_refused(room, tmp_path):

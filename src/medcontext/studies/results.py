@@ -54,7 +54,8 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         ``settings`` (those that all runs share), ``runs`` (each with the rest of its own), ``missing`` (runs that are
         not done), ``left_out`` (those of them whose folders do not hold what the study asks for), ``labels`` (their
         names), ``convergence`` (as :func:`medcontext.studies.convergence.convergence` returns it), ``comparisons``,
-        ``missing_parts`` (the comparisons with parts of the scans missing) and ``definition``.
+        ``missing_parts`` (the comparisons with parts of the scans missing), ``scored_with_missing`` (kind of missing
+        parts -> how many of the runs have these scores) and ``definition``.
 
     Raises:
         MedContextError: No run is done.
@@ -85,6 +86,7 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
             for kind in MISSING
             for row in _comparisons(study, _damaged(done, kind), results, kind)
         ],
+        "scored_with_missing": _scored_with_missing(study, done),
         "definition": {**done[0].definition, "comparison": dict(DEFINITION)},
     }
     write_json(results / f"{study.name}.json", found)
@@ -246,6 +248,11 @@ def _comparisons(study: Study, done: Done, results: Path, missing: str | None = 
 def _damaged(done: Done, kind: str) -> Done:
     """The runs that were also scored with such parts missing, with those scores."""
     return [dataclasses.replace(outcome, rows=outcome.missing[kind]) for outcome in done if outcome.missing.get(kind)]
+
+
+def _scored_with_missing(study: Study, done: Done) -> dict[str, int]:
+    counts = {kind: len(_damaged(done, kind)) for kind in MISSING}
+    return counts if any(counts.values()) or any(planned.missing_parts for planned in study.runs) else {}
 
 
 def _picture(

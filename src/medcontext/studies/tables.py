@@ -54,7 +54,7 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
         parts += ["\n".join(map(_in_words, compared))]
     if gains in figures:
         parts.append(f"![Gain in Dice with 95 % intervals]({gains})")
-    parts += _missing_parts(damaged)
+    parts += _missing_parts(damaged, found["scored_with_missing"], len(found["runs"]))
     parts += _pictures([each for each in (*compared, *damaged) if each["picture"]])
     parts += ["## Runs", ARMS, _arms(found["runs"])]
     parts += ["## Convergence", CONVERGENCE, "\n".join(f"- {in_words(arm)}" for arm in found["convergence"])]
@@ -84,11 +84,13 @@ def _of_pairs(comparisons: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _missing_parts(comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
-    rows = [[each["missing"], *_compared(each)] for each in comparisons if each["result"]["dice"]["overall"]]
-    if not rows:
+def _missing_parts(comparisons: Sequence[Mapping[str, Any]], scored: Mapping[str, int], runs: int) -> list[str]:
+    if not scored:
         return []
-    return ["## Where parts of the scans are missing", MISSING_PARTS, _table(["missing", *COMPARED], rows)]
+    counts = "; ".join(f"with {kind} missing: {count} of {runs} runs" for kind, count in scored.items())
+    rows = [[each["missing"], *_compared(each)] for each in comparisons if each["result"]["dice"]["overall"]]
+    table = [_table(["missing", *COMPARED], rows)] if rows else []
+    return ["## Where parts of the scans are missing", f"{MISSING_PARTS} Scored {counts}.", *table]
 
 
 def _pictures(drawn: Sequence[Mapping[str, Any]]) -> list[str]:
