@@ -502,6 +502,21 @@ def test_a_run_whose_folder_is_gone_lives_on_in_the_results(conducted, room, tmp
         assert (results / "tiny" / "2-cases-supervised-medcontext.png").read_bytes() == picture
 
 
+def test_a_picture_that_can_not_be_drawn_anew_goes_once_it_shows_something_else(conducted, room, tmp_path):
+    study, results = read_study(room / "study.yaml", room), tmp_path / "results"
+    picture = results / "tiny" / "2-cases-supervised-medcontext.png"
+    gather(study, conducted, results)
+    known = recorded(study, results)
+    gather(study, tmp_path / "none", results, known)
+    assert f"]({picture.relative_to(results)})" in (results / "tiny.md").read_text()
+    name = study.runs[0].name
+    others = [{**row, "dice": row["dice"] and row["dice"] / 2} for row in known[name].rows]
+    found = gather(study, tmp_path / "none", results, {**known, name: dataclasses.replace(known[name], rows=others)})
+    assert not picture.exists()
+    assert found["comparisons"][0]["picture"] is None
+    assert ".png" not in (results / "tiny.md").read_text()
+
+
 def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, room, tmp_path):
     study = read_study(room / "study.yaml", room)
     asked = {run.name for run in study.runs}

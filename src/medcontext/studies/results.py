@@ -9,14 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from medcontext.data.dataset import open_dataset
 from medcontext.errors import MedContextError
 from medcontext.evaluation.compare import compare_evaluations, per_case, verdict
 from medcontext.evaluation.statistics import DEFINITION
-from medcontext.files import read_json, replacing, write_json, write_text
+from medcontext.files import read_json, write_json, write_text
 from medcontext.studies.convergence import convergence
-from medcontext.studies.extremes import Scored, compact, extremes_figure
-from medcontext.studies.missing_parts import MISSING, predictions_folder
+from medcontext.studies.kept_pictures import KeptPictures
+from medcontext.studies.missing_parts import MISSING
 from medcontext.studies.outcome import Outcome, missing_table, of_folder, split_name, table_of
 from medcontext.studies.study import state_of
 from medcontext.studies.study_file import Comparison, Study
@@ -40,7 +39,7 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
     ``STUDY-missing-KIND.csv`` (the same with parts of the scans missing, where that was scored), ``STUDY.md`` (tables
     for people), ``STUDY.svg`` (the gains, where anything is compared), ``STUDY-convergence.svg`` (validation
     over the steps), pictures of the best and the worst cases in ``STUDY/``, where the study asks for them and scans and
-    predictions are at hand, and ``summary.json`` anew.
+    predictions are at hand, or were when the same was found, and ``summary.json`` anew.
 
     Args:
         study: The study.
@@ -73,6 +72,7 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
     runs = [outcome.facts for outcome in done]
     shared = _shared([run["settings"] for run in runs])
     names = {outcome.planned.name for outcome in done}
+    pictures = KeptPictures.of(study, results)
     found: dict[str, Any] = _facts(study, runs) | {
         "settings": shared,
         "runs": [_without(run, shared) for run in runs],
@@ -80,11 +80,9 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         "left_out": list(left_out),
         "labels": dict(done[0].labels),
         "convergence": convergence(runs),
-        "comparisons": list(_comparisons(study, done, results)),
+        "comparisons": list(_comparisons(pictures, done)),
         "missing_parts": [
-            {"missing": kind, **row}
-            for kind in MISSING
-            for row in _comparisons(study, _damaged(done, kind), results, kind)
+            {"missing": kind, **row} for kind in MISSING for row in _comparisons(pictures, _damaged(done, kind), kind)
         ],
         "scored_with_missing": _scored_with_missing(study, done),
         "definition": {**done[0].definition, "comparison": dict(DEFINITION)},
@@ -216,9 +214,9 @@ def cells(study: Study, comparison: Comparison, done: Done) -> Iterator[tuple[di
             yield dict(other), [first for first, _ in pairs], [second for _, second in pairs]
 
 
-def _comparisons(study: Study, done: Done, results: Path, missing: str | None = None) -> Iterator[dict[str, Any]]:
-    for comparison in study.comparisons:
-        for levels, first, second in cells(study, comparison, done):
+def _comparisons(pictures: KeptPictures, done: Done, missing: str | None = None) -> Iterator[dict[str, Any]]:
+    for comparison in pictures.study.comparisons:
+        for levels, first, second in cells(pictures.study, comparison, done):
             before, after = ([outcome.evaluation for outcome in outcomes] for outcomes in (first, second))
             result = compare_evaluations(before, after)
             result.pop("definition")
@@ -239,7 +237,7 @@ def _comparisons(study: Study, done: Done, results: Path, missing: str | None = 
                 ),
                 "helped_most": [list(each) for each in ranked[:EXTREMES]],
                 "hurt_most": [list(each) for each in ranked[::-1][:EXTREMES]],
-                "picture": _picture(study, comparison, levels, first, second, results, missing),
+                **pictures.draw(comparison, levels, first, second, missing),
                 "verdict": verdict(result, comparison.baseline, comparison.arm),
                 "result": result,
             }
@@ -253,50 +251,6 @@ def _damaged(done: Done, kind: str) -> Done:
 def _scored_with_missing(study: Study, done: Done) -> dict[str, int]:
     counts = {kind: len(_damaged(done, kind)) for kind in MISSING}
     return counts if any(counts.values()) or any(planned.missing_parts for planned in study.runs) else {}
-
-
-def _picture(
-    study: Study,
-    comparison: Comparison,
-    levels: Mapping[str, str],
-    first: Done,
-    second: Done,
-    results: Path,
-    missing: str | None,
-) -> str | None:
-    """Draw the best and the worst cases of a comparison, of whole scans or with such parts missing, if that is asked
-    for; where, within results.
-
-    Where scans, or the label maps of all seeds, are not at hand any more, a picture that was drawn when they were is
-    kept.
-    """
-    if comparison.name not in study.pictures:
-        return None
-    parts = (*levels.values(), comparison.baseline, comparison.arm, *([f"missing-{missing}"] if missing else []))
-    place = "/".join((study.name, "-".join(parts) + ".png"))
-
-    scored = [[_scored(outcome, missing) for outcome in outcomes] for outcomes in (first, second)]
-    at_hand = [
-        outcome.folder
-        for outcome, *pair in zip(first, *scored, strict=True)
-        if outcome.folder and all(each.predictions for each in pair)
-    ]
-    if not study.data.exists() or not at_hand:
-        return place if (results / place).is_file() else None
-    labels = at_hand[0].read_plan().labels
-    names = (comparison.baseline, comparison.arm)
-    figure = extremes_figure(scored[0], scored[1], names, open_dataset(study.data), labels, missing)
-    with replacing(results / place) as file:
-        file.write_bytes(compact(figure))
-    return place
-
-
-def _scored(outcome: Outcome, missing: str | None) -> Scored:
-    """What there is to draw of a run, of whole scans or with such parts missing."""
-    run, folder = outcome.folder, None
-    if run is not None:
-        folder = run.predictions if missing is None else predictions_folder(run, missing)
-    return Scored(outcome.evaluation, folder if folder and folder.is_dir() else None)
 
 
 def _mean_seconds(runs: Done) -> float:
