@@ -171,6 +171,11 @@ def test_later_factors_go_before_earlier_ones_and_a_seed_may_be_a_fold(write):
         ({"settings": {"max_steps": 4, "network": "package.module:factory"}}, "package.module:factory"),
         ({"settings": {"max_steps": 4, "few_shot": 2}}, "training_cases in its place"),
         ({"settings": {"max_steps": 4, "split": "other.json"}}, "split at the top of the file in its place"),
+        ({"settings": {"max_steps": "10"}}, "max_steps: '10'"),
+        ({"settings": {"max_steps": 4, "method": 3}}, "method: 3"),
+        ({"settings": ["max_steps"]}, "settings: ['max_steps']"),
+        ({"factors": ["arm", "seed"]}, "factors: ['arm', 'seed']"),
+        ({"comparisons": 3}, "comparisons: 3"),
         ({"comparisons": [["supervised", "nothing", "x"]]}, "nothing"),
         ({"pictures": ["equal"]}, "equal_compute, equal_steps"),
         ({"settings": {"max_steps": 4, "unlabelled_batch": 1}}, "unlabelled_batch = 1"),
@@ -734,13 +739,21 @@ def test_some_runs_can_be_done_before_the_others(conducted, room, tmp_path):
     assert [cell.plain for cell in table.columns[0].cells] == [
         run.name for run in study.runs if run.levels["seed"] == "seed-1"
     ]
-    assert conduct(room / "study.yaml", room, out, only="*/medcontext/seed-1,*/supervised/seed-?", **asked) == {}
+    assert conduct(room / "study.yaml", room, out, only="*/medcontext/seed-1, */supervised/seed-?", **asked) == {}
     found = json.loads((out / "tiny.json").read_text())
     assert found["missing"] == [gone[0]]
     assert len(found["runs"]) == 3
     with pytest.raises(MedContextError, match="No run of this study has such a name") as error:
-        conduct(room / "study.yaml", room, out, only="medcontext", **asked)
+        conduct(room / "study.yaml", room, out, only="*/seed-1,medcontext", **asked)
+    assert error.value.found == "--only 'medcontext'"
     assert "2-cases/supervised/seed-0" in str(error.value)
+
+
+@pytest.mark.parametrize("do", [conduct, rehearse])
+def test_no_jobs_at_a_time_are_refused(do, write, room, tmp_path):
+    with pytest.raises(MedContextError, match="jobs") as caught:
+        do(write().file, room, tmp_path / "out", jobs=0)
+    assert caught.value.expected == "a whole number, 1 or more"
 
 
 def test_the_time_is_taken_from_runs_of_the_same_shape_or_measured(conducted, room, write, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from medcontext.errors import MedContextError
+from medcontext.errors import MedContextError, require
 from medcontext.progress import Progress, clock
 from medcontext.studies.forecast import Forecast, forecast
 from medcontext.studies.outcome import Outcome, recorded
@@ -52,8 +52,10 @@ def conduct(
 
     Raises:
         KeyboardInterrupt: Stopped, and what is done so far was written; the same call goes on.
-        MedContextError: The file is no study, no run has such a name, the folder is in use, or no run was done.
+        MedContextError: The file is no study, no run has such a name, ``jobs`` is less than 1, the folder is in use, or
+            no run was done.
     """
+    require(jobs >= 1, "jobs", jobs, "a whole number, 1 or more")
     study = read_study(file, data_root)
     chosen = _chosen(study, only)
     out = out or Path("runs") / study.name
@@ -99,6 +101,7 @@ def rehearse(
     progress: Progress | None = None,
 ) -> Table:
     """The runs of a study and the time each will take, as a table for the terminal; nothing is trained."""
+    require(jobs >= 1, "jobs", jobs, "a whole number, 1 or more")
     study = read_study(file, data_root)
     runs = forecast(
         _chosen(study, only),
@@ -114,16 +117,17 @@ def rehearse(
 
 def _chosen(study: Study, only: str) -> Study:
     """The study with the runs of such names alone."""
-    patterns = only.split(",")
-    runs = tuple(each for each in study.runs if any(fnmatchcase(each.name, pattern) for pattern in patterns))
-    if not runs:
+    patterns = [pattern.strip() for pattern in only.split(",")]
+    strange = [pattern for pattern in patterns if not any(fnmatchcase(each.name, pattern) for each in study.runs)]
+    if strange:
         raise MedContextError(
             "No run of this study has such a name.",
             file=study.file,
-            found=f"--only {only}",
+            found=f"--only '{strange[0]}'",
             expected=f"names as {study.runs[0].name}, * standing for any characters, several between commas",
             remedy="--dry-run lists the names",
         )
+    runs = tuple(each for each in study.runs if any(fnmatchcase(each.name, pattern) for pattern in patterns))
     return dataclasses.replace(study, runs=runs)
 
 

@@ -138,8 +138,13 @@ def _read(file: Path) -> dict[str, Any]:
         raise _wrong(file, ", ".join(found), f"the keys {', '.join(KEYS)}")
     if not LEVEL.fullmatch(str(content["name"])):
         raise _wrong(file, f"name: {content['name']}", "letters, digits, '.', '_' and '-'")
-    if not isinstance(content["factors"], dict):
-        raise _wrong(file, "factors that are no mapping", "factor: levels")
+    for key, kind, expected in (
+        ("settings", dict, "a mapping of settings"),
+        ("factors", dict, "a mapping of factors to levels"),
+        ("comparisons", list, "a list of [baseline, arm, name]"),
+    ):
+        if content.get(key) and not isinstance(content[key], kind):
+            raise _wrong(file, f"{key}: {content[key]}", expected)
     return content
 
 
@@ -175,8 +180,10 @@ def _config(file: Path, run: str, layers: list[Mapping[str, Any]], split: Path) 
     """The settings of one run; what a training's command line would refuse is refused here."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        method = {**merged.get("method", {}), **(layer.get("method") or {})}
-        merged |= {**layer, "method": method}
+        method = layer.get("method") or {}
+        if not isinstance(method, dict):
+            raise _wrong(file, f"{run}: method: {method}", "a mapping of settings of the method")
+        merged |= {**layer, "method": {**merged.get("method", {}), **method}}
     for setting, instead in (("few_shot", "training_cases"), ("split", "split at the top of the file")):
         if setting in merged:
             raise _wrong(file, f"{run}: {setting}: {merged[setting]}", f"{instead} in its place")
@@ -185,6 +192,8 @@ def _config(file: Path, run: str, layers: list[Mapping[str, Any]], split: Path) 
     if not isinstance(factor, int | float) or factor <= 0 or (factor != 1 and "max_steps" not in merged):
         raise _wrong(file, f"{run}: max_steps_factor: {factor}", "a number above 0, and max_steps beside it")
     if factor != 1:
+        if not isinstance(merged["max_steps"], int):
+            raise _wrong(file, f"{run}: max_steps: {merged['max_steps']!r}", "a whole number beside max_steps_factor")
         merged["max_steps"] = round(merged["max_steps"] * factor)
     if ":" in str(merged.get("network", "")):
         raise _wrong(
