@@ -123,10 +123,28 @@ def test_the_verdict_is_in_plain_words(scores, change, words):
     assert "over 20 cases" in verdict(result, "before", "after")
 
 
-@pytest.mark.parametrize(("seeds", "change", "told"), [(1, 0.02, True), (2, 0.02, False), (1, 0.0, False)])
-def test_a_single_seed_is_said_to_speak_of_new_cases_alone(scores, seeds, change, told):
+@pytest.mark.parametrize(
+    ("seeds", "change", "told"),
+    [
+        (1, 0.02, "not of new trainings"),
+        (2, 0.02, "fewer than 5 seeds"),
+        (4, 0.02, "fewer than 5 seeds"),
+        (5, 0.02, None),
+        (1, 0.0, None),
+        (2, 0.0, None),
+    ],
+)
+def test_it_is_said_of_few_seeds_what_they_do_not_show(scores, seeds, change, told):
     result = compare_evaluations([evaluation(scores)] * seeds, [evaluation(scores + change)] * seeds)
-    assert ("not of new trainings" in verdict(result, "before", "after")) == told
+    said = [words for words in ("not of new trainings", "fewer than 5 seeds") if words in verdict(result, "a", "b")]
+    assert said == ([told] if told else [])
+
+
+def test_folds_are_no_seeds(scores):
+    parts = [[f"case{k}" for k in range(start, start + 10)] for start in (0, 10)]
+    firsts = [evaluation(scores[:10], cases=parts[0]), evaluation(scores[10:], cases=parts[1])]
+    seconds = [evaluation(scores[:10] + 0.02, cases=parts[0]), evaluation(scores[10:] + 0.02, cases=parts[1])]
+    assert "fewer than 5 seeds" not in verdict(compare_evaluations(firsts, seconds), "before", "after")
 
 
 def test_cases_are_ranked_by_how_much_they_gain():

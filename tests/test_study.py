@@ -296,6 +296,9 @@ def test_results_are_gathered(conducted):
     assert helped[0][1] >= helped[-1][1]
     page = (conducted / "tiny.md").read_text()
     assert f"Largest gains: {helped[0][0]}" in page
+    assert "p is not corrected for the number of comparisons" in page
+    assert "p_holm" in found["definition"]["comparison"]
+    assert "p_holm" not in page
     assert page.count("| medcontext against supervised (equal_steps, equal_compute) |") == 1
     assert (conducted / "tiny.svg").read_text().startswith("<?xml")
     first, second = found["comparisons"]

@@ -22,6 +22,13 @@ METRICS = {"dice": True, "hd95_mm": False}
 
 OVERALL = "overall"
 
+ENOUGH_SEEDS = 5
+
+FEW_SEEDS = (
+    f"With fewer than {ENOUGH_SEEDS} seeds the interval may be too narrow, and chance alone pass for a difference more "
+    "often than 1 time in 20."
+)
+
 
 def compare(first: Path, second: Path, truth: Path | None = None) -> dict[str, Any]:
     """Compare two sets of predictions of the same cases.
@@ -152,9 +159,17 @@ def verdict(result: Mapping[str, Any], first: str, second: str) -> str:
     low, high = found["interval"]
     size = f"{found['difference']:+.4f} Dice (95 % interval {low:+.4f} to {high:+.4f}) over {over}"
     if found["distinguishable"]:
-        only = " This speaks of new cases, not of new trainings." if found["seeds"] == 1 else ""
-        return f"{second} is {'better' if found['difference'] > 0 else 'worse'} than {first}: {size}.{only}"
+        return f"{second} is {'better' if found['difference'] > 0 else 'worse'} than {first}: {size}.{_caveat(found)}"
     return f"The difference is not distinguishable from noise: {second} against {first}, {size}."
+
+
+def _caveat(found: Mapping[str, Any]) -> str:
+    """What a difference over few seeds does not say."""
+    if found["seeds"] == 1:
+        return " This speaks of new cases, not of new trainings."
+    # Of folds, each case belongs to one training, and cases alone are resampled.
+    few = found["seeds"] < ENOUGH_SEEDS and found["pairs"] > found["cases"]
+    return f" {FEW_SEEDS}" if few else ""
 
 
 def _cells(entry: Mapping[str, Any] | None, form: str) -> list[str]:

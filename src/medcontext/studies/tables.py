@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from medcontext.evaluation.compare import FEW_SEEDS
 from medcontext.progress import clock
 from medcontext.studies.convergence import STILL_GAINING, by_arm, in_words
 from medcontext.studies.extremes import RULE
@@ -16,12 +17,19 @@ CONVERGENCE = (
     f"this in the last quarter of the training is at most {100 * STILL_GAINING:g} Dice points above the best before."
 )
 
+COMPARISONS = (
+    "(noise): the interval includes 0. With one seed it speaks of new cases, not of new trainings. "
+    f"{FEW_SEEDS} p is not corrected for the number of comparisons on this page."
+)
 
 ARMS = (
     "Means over seeds, with the lowest and the highest of the seeds. Scored was the better, on validation cases, of "
     "student and teacher (the moving average, which is kept where nothing is learned from it as well); in how many of "
     "the runs it was the teacher, the last column but one says (-: not recorded)."
 )
+
+UNSHOWN = ("p_holm", "effect")
+"""Numbers of a comparison that the JSON holds and the page does not show."""
 
 MISSING_PARTS = (
     f"The same networks on the same held-out cases, with {100 * SHARE:g} % of each scan taken out, the same "
@@ -50,7 +58,7 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
         + (f" Left out, as their folders hold something else: {', '.join(left_out)}." if left_out else ""),
     ]
     if compared:
-        parts += ["## Comparisons", _comparisons(compared)]
+        parts += ["## Comparisons", COMPARISONS, _comparisons(compared)]
         parts += ["\n".join(map(_in_words, compared))]
     if gains in figures:
         parts.append(f"![Gain in Dice with 95 % intervals]({gains})")
@@ -60,8 +68,8 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
     parts += ["## Convergence", CONVERGENCE, "\n".join(f"- {in_words(arm)}" for arm in found["convergence"])]
     if curves in figures:
         parts.append(f"![Validation Dice over the steps]({curves})")
-    meanings = found["definition"]["comparison"]
-    parts += ["## What the numbers mean", "\n".join(f"- {name}: {text}" for name, text in meanings.items())]
+    meanings = [f"- {name}: {text}" for name, text in found["definition"]["comparison"].items() if name not in UNSHOWN]
+    parts += ["## What the numbers mean", "\n".join(meanings)]
     parts.append(f"All scores of all cases: [{found['study']}.csv]({found['study']}.csv); the settings and everything "
                  f"else: [{found['study']}.json]({found['study']}.json).")  # fmt: skip
     return "\n\n".join(parts) + "\n"
