@@ -80,6 +80,7 @@ def test_absent_and_missed_structures_are_left_out_in_pairs_and_counted(scores):
     assert (result["dice"]["labels"]["1"]["pairs"], result["dice"]["labels"]["1"]["left_out"]) == (17, 3)
     assert result["dice"]["labels"]["1"]["difference"] == pytest.approx(0.1)
     assert result["dice"]["overall"]["pairs"] == 19
+    assert result["dice"]["overall"]["left_out"] == 4, "three of one label, one of the other"
     # A label that only one of the two has must not count for the other.
     assert result["dice"]["overall"]["difference"] == pytest.approx(0.1)
 

@@ -587,6 +587,19 @@ def test_a_comparison_across_hardware_says_so_and_has_no_time_ratio(conducted, r
     assert pages["unlike"].count("trained on different hardware") == 1
 
 
+def test_structures_that_one_arm_missed_are_counted_beside_hd95(conducted, room, tmp_path):
+    study = read_study(room / "study.yaml", room)
+    runs = recorded(study, conducted)
+    name = next(planned.name for planned in study.runs if planned.levels["arm"] == "medcontext")
+    missed, *others = [row for row in runs[name].rows if row["hd95_mm"] is not None]
+    rows = [{**missed, "dice": 0.0, "hd95_mm": None, "outcome": "missed"}, *others]
+    whole = {**runs, name: dataclasses.replace(runs[name], rows=[missed, *others])}
+    page = tmp_path / "tiny.md"
+    for known, told in ((whole, 0), ({**runs, name: dataclasses.replace(runs[name], rows=rows)}, 1)):
+        gather(study, tmp_path / "gone", tmp_path, known)
+        assert page.read_text().count(", 1 left out |") == told
+
+
 def test_the_runs_table_says_how_often_the_teacher_was_scored(conducted, room, tmp_path):
     study = read_study(room / "study.yaml", room)
     runs = recorded(study, conducted)

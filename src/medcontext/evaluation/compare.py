@@ -90,7 +90,8 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
     Returns:
         A plain dict that can be written as JSON: ``seeds``; ``unpaired`` (cases, over the seeds, that only one of a
         pair has); for ``dice`` and ``hd95_mm`` each ``overall`` and ``labels`` (label -> ``name`` where known, and the
-        fields of :class:`~medcontext.evaluation.statistics.Paired`), None where no pair has a score; ``definition``.
+        fields of :class:`~medcontext.evaluation.statistics.Paired`; overall, ``left_out`` counts a case's labels one by
+        one), None where no pair has a score; ``definition``.
     """
     labels = sorted({row["label"] for each in (*first, *second) for row in each["cases"]})
     cases = sorted({case for a, b in zip(first, second, strict=True) for case in _cases(a) & _cases(b)})
@@ -115,6 +116,8 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
             | dataclasses.replace(found, p_holm=next(corrected)).to_dict()
             for label, found in zip(labels, each, strict=True)
         }
+        if overall is not None:
+            overall = dataclasses.replace(overall, left_out=int((~defined).sum()))
         result[metric] = {OVERALL: None if overall is None else overall.to_dict(), "labels": by_label}
     return result | {"definition": dict(DEFINITION)}
 

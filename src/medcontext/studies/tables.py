@@ -19,7 +19,8 @@ CONVERGENCE = (
 
 COMPARISONS = (
     "(noise): the interval includes 0. With one seed it speaks of new cases, not of new trainings. "
-    f"{FEW_SEEDS} p is not corrected for the number of comparisons on this page."
+    f"{FEW_SEEDS} p is not corrected for the number of comparisons on this page. Left out of HD95 (counted over seeds, "
+    "cases and structures) is what one of the two missed, or found where there is none: it has no distance."
 )
 
 ARMS = (
@@ -129,6 +130,7 @@ COMPARED = ("", "comparison", "seeds", "Dice before", "Dice", "difference [95 %]
 def _compared(comparison: Mapping[str, Any]) -> list[str]:
     """Cells of :data:`COMPARED`, of a comparison in which there are scores."""
     dice, hd95 = (comparison["result"][metric]["overall"] for metric in ("dice", "hd95_mm"))
+    without = hd95["left_out"] - dice["left_out"] if hd95 else 0
     return [
         _cell_name(comparison).removesuffix(": "),
         f"{comparison['arm']} against {comparison['baseline']} ({comparison['name']})",
@@ -138,7 +140,7 @@ def _compared(comparison: Mapping[str, Any]) -> list[str]:
         _difference(dice, ".4f"),
         f"{dice['p']:.2g}",
         f"{dice['wins']}/{dice['ties']}/{dice['losses']}",
-        _difference(hd95, ".3f"),
+        _difference(hd95, ".3f") + (f", {without} left out" if without else ""),
     ]
 
 
