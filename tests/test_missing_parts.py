@@ -17,6 +17,8 @@ from medcontext.data.dataset import open_dataset
 from medcontext.data.scan import Scan, read_labels, read_scan
 from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
+from medcontext.inference.model import load_tensors, save_tensors
+from medcontext.inference.postprocess import KEY, Rule
 from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress
 from medcontext.studies.conduct import conduct
@@ -202,6 +204,22 @@ def test_trained_runs_are_scored_without_training_and_outlive_their_folders(room
     assert not list(out.rglob("*.pt")), "trained again"
     assert json.loads((results / "tiny.json").read_text()) == whole
     assert contents(results) == files
+
+
+def test_a_study_scores_without_the_post_processing_that_was_chosen_for_a_run(room, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(room / "out", out)
+    planned = read_study(room / "study.yaml", room).runs[0]
+    run = RunFolder(out / planned.name)
+    files = [run.evaluation, *(scores_file(run, kind) for kind in MISSING)]
+    before = [json.loads(file.read_text())["mean"] for file in files]
+    content = load_tensors(run.best)
+    nothing_left = [Rule(number, least_ml=1e6).to_dict() for number in run.read_plan().labels.structures]
+    save_tensors(run.best, {**content, "about": {**content["about"], KEY: nothing_left}})
+    assert state_of(planned, out) == "trained"
+    assert done(room, out) == {}
+    assert state_of(planned, out) == "done"
+    assert [json.loads(file.read_text())["mean"] for file in files] == before
 
 
 def test_scores_of_runs_that_are_gone_are_not_kept_for_others_of_their_names(room, tmp_path):

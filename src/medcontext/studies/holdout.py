@@ -16,7 +16,13 @@ from medcontext.training.run import RunFolder
 
 
 def score_held_out(
-    run: RunFolder, dataset: Dataset, *, device: str, progress: Progress, calibration: bool = False
+    run: RunFolder,
+    dataset: Dataset,
+    *,
+    device: str,
+    progress: Progress,
+    calibration: bool = False,
+    postprocess: bool = True,
 ) -> dict[str, Any]:
     """Predict the run's test cases that are not predicted yet, and score them all in their native space.
 
@@ -26,6 +32,7 @@ def score_held_out(
         device: To predict on.
         progress: Where to say how far it is.
         calibration: Also predict probabilities, and measure how well they are calibrated.
+        postprocess: Whether the post-processing that was chosen for the model is done.
 
     Returns:
         What :func:`medcontext.evaluation.evaluate.evaluate` gives; also written to ``test/evaluation.json``.
@@ -42,7 +49,7 @@ def score_held_out(
             found=f"{len(missing)} of {len(test)} no longer in {dataset.root}" if missing else "no case is held out",
             remedy="put them back where they were" if missing else "train with a test_share above 0",
         )
-    predictor = Predictor.load(run.path, choose_device(device))
+    predictor = Predictor.load(run.path, choose_device(device), postprocess=postprocess)
     scans = {name: dataset.cases[name].images for name in test}
     title = f"predicting ({run.path.name})"
     outcome = predict_files(

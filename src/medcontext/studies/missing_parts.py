@@ -82,7 +82,8 @@ def write_what_is_left(name: str, case: Case, kind: str, folder: Path) -> Path:
 
 
 def score_missing_parts(run: RunFolder, dataset: Dataset, *, device: str, progress: Progress) -> None:
-    """Predict and score the run's held-out cases with parts missing; of a case the same parts for every run.
+    """Predict and score the run's held-out cases with parts missing, without post-processing; of a case the same parts
+    for every run.
 
     Args:
         run: Its folder; for each kind of :data:`MISSING` label maps are written to ``test/missing-<kind>`` there, and
@@ -94,7 +95,7 @@ def score_missing_parts(run: RunFolder, dataset: Dataset, *, device: str, progre
     Raises:
         MedContextError: A case can't be predicted.
     """
-    predictor = Predictor.load(run.path, choose_device(device))
+    predictor = Predictor.load(run.path, choose_device(device), postprocess=False)
     cases = {name: dataset.cases[name] for name in run.read_split().test}
     truths = {name: case.label for name, case in cases.items()}
     for kind in MISSING:

@@ -45,7 +45,8 @@ def do(told: dict[str, Any]) -> None:
         train(told["data"], run.path, config, resume=True, progress=progress)
     dataset = open_dataset(Path(told["data"]))
     if on_whole_scans != "done":
-        score_held_out(run, dataset, device=config.device, progress=progress)
+        # Post-processing that was chosen for some runs of a study would count as a gain of their arm.
+        score_held_out(run, dataset, device=config.device, progress=progress, postprocess=False)
     if told["missing_parts"]:
         score_missing_parts(run, dataset, device=config.device, progress=progress)
     for stage in (run, run.pretraining):
