@@ -32,12 +32,12 @@ from medcontext.studies.extremes import Scored, extremes_figure, picture_of_runs
 from medcontext.studies.extremes import _chosen as chosen
 from medcontext.studies.figures import convergence_figure
 from medcontext.studies.forecast import forecast
-from medcontext.studies.outcome import recorded
+from medcontext.studies.outcome import of_folder, recorded
 from medcontext.studies.results import gather, summary
 from medcontext.studies.study import run_study, state_of
 from medcontext.studies.study_file import read_study
 from medcontext.training import estimate
-from medcontext.training.run import RunFolder
+from medcontext.training.run import RunFolder, describe_environment
 from tests.conftest import make_tiny
 from tests.test_cli import run as command
 
@@ -569,22 +569,41 @@ def test_a_run_that_is_removed_is_done_anew_where_the_results_lie_among_the_runs
     assert gone.best.is_file()
 
 
-def test_a_comparison_across_hardware_says_so_and_has_no_time_ratio(conducted, room, tmp_path):
+@pytest.mark.parametrize(
+    ("fact", "key", "told", "has_ratio"),
+    [
+        ("hardware", "same_hardware", "trained on different hardware", False),
+        ("commit", "same_commit", "trained at different commits", True),
+    ],
+)
+def test_a_comparison_across_hardware_or_commits_says_so(conducted, room, tmp_path, fact, key, told, has_ratio):
+    """Times on different hardware have no ratio."""
     study = read_study(room / "study.yaml", room)
     runs = recorded(study, conducted)
     first = next(iter(runs))
-    unlike = {**runs[first].facts, "hardware": "another processor; cpu in bf16"}
-    other = {**runs, first: dataclasses.replace(runs[first], facts=unlike)}
-    pages = {}
+    other = {**runs, first: dataclasses.replace(runs[first], facts={**runs[first].facts, fact: "another"})}
     for name, known in (("alike", runs), ("unlike", other)):
         found = gather(study, tmp_path / "gone", tmp_path / name, known)
-        assert {each["same_hardware"] for each in found["comparisons"]} == {name == "alike"}
-        pages[name] = (tmp_path / name / "tiny.md").read_text()
-    compared = {name: [row for row in page.splitlines() if " (equal_" in row] for name, page in pages.items()}
-    assert all(re.search(r"\| \d+\.\d\d \|$", row) for row in compared["alike"])
-    assert all(row.endswith("| - |") for row in compared["unlike"])
-    assert "different hardware" not in pages["alike"]
-    assert pages["unlike"].count("trained on different hardware") == 1
+        assert {each[key] for each in found["comparisons"]} == {name == "alike"}
+        page = (tmp_path / name / "tiny.md").read_text()
+        assert page.count(told) == (name == "unlike")
+        compared = [row for row in page.splitlines() if " (equal_" in row]
+        ratio = r"\| \d+\.\d\d \|$" if name == "alike" or has_ratio else r"\| - \|$"
+        assert all(re.search(ratio, row) for row in compared)
+
+
+def test_the_gpu_is_a_part_of_the_hardware(conducted, room, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H200")
+    about = describe_environment(room / "data")
+    study = read_study(room / "study.yaml", room)
+    planned = study.runs[0]
+    run = RunFolder(tmp_path / planned.name)
+    shutil.copytree(conducted / planned.name, run.path)
+    run.note(**about)
+    assert "H200" not in of_folder(planned, run).facts["hardware"], "trained on the CPU"
+    run.config.write_text(yaml.safe_dump({**run.read_config(), "device": "cuda:0"}))
+    assert "cuda:0 (NVIDIA H200) in fp32" in of_folder(planned, run).facts["hardware"]
 
 
 def test_structures_that_one_arm_missed_are_counted_beside_hd95(conducted, room, tmp_path):

@@ -100,8 +100,7 @@ def of_folder(planned: PlannedRun, run: RunFolder) -> Outcome:
             if key.startswith(("context", "gradient_share", "momentum", "teacher_entropy", "loss/"))
         },
         "commit": str(about["source"]),
-        "hardware": f"{about['processor']}, {about['threads']} of {about['cores']} cores; {config['device']} in "
-        f"{config['precision']}",
+        "hardware": _hardware(about, config),
         "software": ", ".join(f"{name} {it}" for name, it in {"python": about["python"], **about["versions"]}.items()),
         "settings": {key: value for key, value in flat(config).items() if key.partition(".")[0] not in _PLACES},
     }
@@ -211,6 +210,14 @@ def _rows(evaluation: Mapping[str, Any]) -> Rows:
 
 def _rounded(value: Any) -> Any:
     return float(f"{value:{PRECISION}}") if isinstance(value, float) else value
+
+
+def _hardware(about: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What a run was trained on. Which GPU that was, older runs did not record."""
+    device = str(config["device"])
+    if device.startswith("cuda") and about.get("gpu"):
+        device += f" ({about['gpu']})"
+    return f"{about['processor']}, {about['threads']} of {about['cores']} cores; {device} in {config['precision']}"
 
 
 def _seconds(run: RunFolder) -> float:

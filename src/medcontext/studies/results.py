@@ -232,15 +232,19 @@ def _comparisons(pictures: KeptPictures, done: Done, missing: str | None = None)
                 "training_cases": facts["training_cases"],
                 "seeds": [outcome.planned.levels["seed"] for outcome in second],
                 "seconds": [_mean_seconds(first), _mean_seconds(second)],
-                "same_hardware": all(
-                    one.facts["hardware"] == other.facts["hardware"] for one, other in zip(first, second, strict=True)
-                ),
+                "same_hardware": _alike("hardware", first, second),
+                "same_commit": _alike("commit", first, second),
                 "helped_most": [list(each) for each in ranked[:EXTREMES]],
                 "hurt_most": [list(each) for each in ranked[::-1][:EXTREMES]],
                 **pictures.draw(comparison, levels, first, second, missing),
                 "verdict": verdict(result, comparison.baseline, comparison.arm),
                 "result": result,
             }
+
+
+def _alike(fact: str, first: Done, second: Done) -> bool:
+    """Whether the runs of each seed have this in common."""
+    return all(one.facts[fact] == other.facts[fact] for one, other in zip(first, second, strict=True))
 
 
 def _damaged(done: Done, kind: str) -> Done:

@@ -117,11 +117,15 @@ def _in_words(comparison: Mapping[str, Any]) -> str:
     helped, hurt = (
         ", ".join(f"{case} {gain:+.3f}" for case, gain in comparison[key]) for key in ("helped_most", "hurt_most")
     )
-    unlike = "" if comparison["same_hardware"] else " " + UNLIKE
+    unlike = "".join(f" {words}" for key, words in UNLIKE.items() if not comparison[key])
     return f"- {_cell_name(comparison)}{comparison['verdict']}{unlike} Largest gains: {helped}; smallest: {hurt}."
 
 
-UNLIKE = "The two were trained on different hardware or in different precision, which may be a part of the difference."
+UNLIKE = {
+    "same_hardware": "The two were trained on different hardware or in different precision, which may be a part of the "
+    "difference.",
+    "same_commit": "The two were trained at different commits, which may be a part of the difference.",
+}
 
 COMPARED = ("", "comparison", "seeds", "Dice before", "Dice", "difference [95 %]", "p", "win/tie/loss",
             "HD95 mm difference [95 %]")  # fmt: skip
