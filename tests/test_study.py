@@ -806,6 +806,25 @@ def test_the_time_is_taken_from_runs_of_the_same_shape_or_measured(conducted, ro
     assert all(0 < each.seconds < 60 for each in measured)
 
 
+def test_the_time_is_taken_from_runs_whose_patch_was_left_to_the_plan_too(conducted, room, tmp_path):
+    """The data set is not at hand, so that nothing can be measured."""
+    study = read_study(room / "study.yaml", room)
+    shutil.copytree(conducted, tmp_path / "out")
+    gone = next(run for run in study.runs if run.levels["arm"] == "medcontext")
+    shutil.rmtree(tmp_path / "out" / gone.name)
+
+    def seconds_left(**settings) -> float | None:
+        runs = []
+        for run in study.runs:
+            asked = {"patch": None, "batch_size": None, **(settings if run.name == gone.name else {})}
+            runs.append(dataclasses.replace(run, config=dataclasses.replace(run.config, **asked)))
+        elsewhere = dataclasses.replace(study, runs=tuple(runs), data=tmp_path / "none")
+        return next(each.seconds for each in forecast(elsewhere, tmp_path / "out") if each.run.name == gone.name)
+
+    assert seconds_left() > 0
+    assert seconds_left(network_settings={"features": [8, 8, 8]}) is None
+
+
 def test_the_time_of_a_pretraining_is_counted_too(write, room, tmp_path, monkeypatch):
     seconds = {1: 3.0, 3: 5.0}
     monkeypatch.setattr(estimate, "step_seconds", lambda network, config, plan, device: seconds[plan.batch_size])

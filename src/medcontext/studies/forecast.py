@@ -43,8 +43,9 @@ def forecast(
 ) -> list[Forecast]:
     """Every run with the time that it still takes.
 
-    A step of a run takes as long as it did in the runs of the same shape (network, patch, batch, passes) that have been
-    made in ``out``, validation and diagnostics with them; where there is none it is measured, on noise and alone.
+    A step of a run takes as long as it did in the runs of the same shape (network and its settings, spacing, patch,
+    batch, passes) that have been made in ``out``, validation and diagnostics with them; where there is none it is
+    measured, on noise and alone.
     Where the data set is not at hand, times are not known.
 
     Args:
@@ -58,7 +59,9 @@ def forecast(
     """
     progress = progress or Progress(quiet=True)
     states = {planned.name: _state(planned, out, recorded, progress) for planned in study.runs}
-    known = dict(_measured(out / name for name, state in states.items() if state != "left alone"))
+    known: dict[str, float | None] = dict(
+        _measured((planned for planned in study.runs if states[planned.name] != "left alone"), out)
+    )
     dataset = _dataset(study, progress)
     forecasts = []
     for planned in study.runs:
@@ -96,7 +99,8 @@ class _Stage:
         terms = [weight > 0 for weight in (method.clean_weight, method.masked_weight, method.consistency_weight)]
         passes = [config.compared_batch, method.active, method.hide, *terms]
         passes = [config.unlabelled_batch] if self.pretrains else passes
-        return json.dumps([config.network, config.patch, config.batch_size, passes])
+        network = [config.network, config.network_settings]
+        return json.dumps([*network, config.spacing, config.patch, config.batch_size, passes])
 
     @property
     def steps_left(self) -> int | None:
@@ -111,13 +115,13 @@ def _stages(config: TrainConfig, folder: Path) -> list[_Stage]:
     return [_Stage(config, run, pretrains=False), *pretraining]
 
 
-def _measured(folders: Iterable[Path]) -> Iterable[tuple[str, float | None]]:
-    for folder in folders:
-        if RunFolder(folder).config.is_file():
-            for stage in _stages(RunFolder(folder).read_settings(), folder):
-                rows = [row for row in stage.run.history() if row["kind"] == "train"]
-                if rows:
-                    yield stage.shape, rows[-1]["seconds"] / rows[-1]["step"]
+def _measured(runs: Iterable[PlannedRun], out: Path) -> Iterable[tuple[str, float]]:
+    """Shape of a stage -> seconds of its steps, of what has been made so far."""
+    for planned in runs:
+        for stage in _stages(planned.config, out / planned.name):
+            rows = [row for row in stage.run.history() if row["kind"] == "train"]
+            if rows:
+                yield stage.shape, rows[-1]["seconds"] / rows[-1]["step"]
 
 
 def _dataset(study: Study, progress: Progress) -> Dataset | None:
