@@ -399,6 +399,7 @@ def test_an_arm_is_at_its_end_if_its_last_quarter_gained_little():
         made_up("falling", "seed-0", [[50, 0.6], [75, 0.8], [100, 0.7]]),
         made_up("once", "seed-0", [[100, 0.7]]),
         made_up("never", "seed-0", []),
+        made_up("stopped", "seed-0", [[25, 0.5], [50, 0.4]]),
     ]
     found = {arm["levels"]["arm"]: arm for arm in convergence(runs)}
     assert found["rising"]["steps"] == [25, 50, 75, 100]
@@ -410,10 +411,13 @@ def test_an_arm_is_at_its_end_if_its_last_quarter_gained_little():
         "falling": pytest.approx(-0.1),
         "once": None,
         "never": None,
+        "stopped": None,
     }
     assert "rising: still gaining, +0.1000" in in_words(found["rising"])
     assert "level: at its end, +0.0020" in in_words(found["level"])
     assert "falling: at its end" in in_words(found["falling"])
+    assert in_words(found["never"]) == "never: not known, it was validated too seldom"
+    assert in_words(found["stopped"]) == "stopped: not known, a run was stopped before the last quarter"
     assert convergence_figure(list(found.values())) == convergence_figure(list(found.values()))
     assert convergence_figure([found["never"]]) is None
 

@@ -40,7 +40,7 @@ def convergence(runs: Sequence[Run]) -> list[dict[str, Any]]:
     Returns:
         For each arm ``levels``; ``steps`` and ``dice``, the mean over its seeds at the steps at which all of them were
         validated; ``last_quarter_gain``, the best of these in the last quarter of the training minus the best before,
-        None where there is none on one side.
+        None where there is none on one side; ``ended_before``, whether it was validated, but not in the last quarter.
     """
     found = []
     for levels, of_arm in by_arm(runs).items():
@@ -51,13 +51,24 @@ def convergence(runs: Sequence[Run]) -> list[dict[str, Any]]:
         before = [value for step, value in zip(steps, dice, strict=True) if step <= border]
         after = dice[len(before) :]
         gain = max(after) - max(before) if before and after else None
-        found.append({"levels": dict(levels), "steps": steps, "dice": dice, "last_quarter_gain": gain})
+        found.append(
+            {
+                "levels": dict(levels),
+                "steps": steps,
+                "dice": dice,
+                "last_quarter_gain": gain,
+                "ended_before": bool(before) and not after,
+            }
+        )
     return found
 
 
 def in_words(arm: Mapping[str, Any]) -> str:
     """One plain line about an arm."""
     name, gain = " / ".join(arm["levels"].values()), arm["last_quarter_gain"]
+    if arm["ended_before"]:
+        # A training that comes to its end is validated there.
+        return f"{name}: not known, a run was stopped before the last quarter"
     if gain is None:
         return f"{name}: not known, it was validated too seldom"
     state = "still gaining" if gain > STILL_GAINING else "at its end"
