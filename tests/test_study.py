@@ -699,6 +699,15 @@ def test_a_split_counts_by_its_cases_and_not_by_its_place(conducted, room, tmp_p
             state_of(planned, conducted)
 
 
+def test_a_run_is_said_to_have_taken_its_own_time(write, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("medcontext.studies.study.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("medcontext.studies.study._start", lambda *_: subprocess.Popen(["sleep", "2"]))
+    assert run_study(write(SMALL), tmp_path / "out", progress=Progress()) == {}
+    seconds = re.findall(r"done after (\d+) s;", capsys.readouterr().err)
+    assert len(seconds) == 2
+    assert max(map(int, seconds)) <= 3
+
+
 CONDUCT = """
 import sys
 from pathlib import Path

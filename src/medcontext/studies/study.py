@@ -107,7 +107,7 @@ def run_study(
             except MedContextError as error:
                 failed[planned.name] = error
                 progress.say(f"{planned.name} is left alone: {error}")
-        done, began = len(study.runs) - len(waiting) - len(failed), time.monotonic()
+        done, began = len(study.runs) - len(waiting) - len(failed), dict[str, float]()
         progress.say(f"{study.name}: {len(study.runs)} runs, {done} done, {len(waiting)} to do, {jobs} at a time")
         running: dict[subprocess.Popen[bytes], PlannedRun] = {}
         with _interrupted_by_sigterm():
@@ -115,15 +115,15 @@ def run_study(
                 while waiting or running:
                     while waiting and len(running) < jobs:
                         planned = waiting.popleft()
+                        began[planned.name] = time.monotonic()
                         running[_start(planned, study.data, out, jobs, device, cache)] = planned
                         progress.say(f"{planned.name}: started")
                     for process in [each for each in running if each.poll() is not None]:
                         planned = running.pop(process)
                         if process.returncode == 0:
                             done += 1
-                            progress.say(
-                                f"{planned.name}: done after {clock(time.monotonic() - began)}; {done} are done"
-                            )
+                            took = clock(time.monotonic() - began[planned.name])
+                            progress.say(f"{planned.name}: done after {took}; {done} are done")
                         else:
                             failed[planned.name] = _failure(planned, out, process.returncode)
                             progress.say(f"{planned.name}: failed\n{failed[planned.name]}")
