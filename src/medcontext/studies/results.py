@@ -27,7 +27,7 @@ SUMMARISED = ("equal_steps", "equal_compute")
 SUMMARY = "summary.json"
 
 EXTREMES = 3
-"""Cases with the largest gain, and with the largest loss, that are named."""
+"""Cases with the largest gain, and with the largest loss, that are named; none as both."""
 
 Done = Sequence[Outcome]
 
@@ -235,7 +235,7 @@ def _comparisons(pictures: KeptPictures, done: Done, missing: str | None = None)
                 "same_hardware": _alike("hardware", first, second),
                 "same_commit": _alike("commit", first, second),
                 "helped_most": [list(each) for each in ranked[:EXTREMES]],
-                "hurt_most": [list(each) for each in ranked[::-1][:EXTREMES]],
+                "hurt_most": [list(each) for each in ranked[EXTREMES:][::-1][:EXTREMES]],
                 **pictures.draw(comparison, levels, first, second, missing),
                 "verdict": verdict(result, comparison.baseline, comparison.arm),
                 "result": result,

@@ -117,8 +117,9 @@ def _in_words(comparison: Mapping[str, Any]) -> str:
     helped, hurt = (
         ", ".join(f"{case} {gain:+.3f}" for case, gain in comparison[key]) for key in ("helped_most", "hurt_most")
     )
+    smallest = f"; smallest: {hurt}" if hurt else ""
     unlike = "".join(f" {words}" for key, words in UNLIKE.items() if not comparison[key])
-    return f"- {_cell_name(comparison)}{comparison['verdict']}{unlike} Largest gains: {helped}; smallest: {hurt}."
+    return f"- {_cell_name(comparison)}{comparison['verdict']}{unlike} Largest gains: {helped}{smallest}."
 
 
 UNLIKE = {
