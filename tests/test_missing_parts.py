@@ -94,6 +94,21 @@ def test_a_slab_is_neighbouring_slices_in_black(shape, spacing, seed):
     assert any(np.array_equal(left.array, black(axis, at)) for axis, at in places)
 
 
+@settings(deadline=None)
+@given(SHAPES, SPACINGS, st.integers(0, 99), st.sampled_from(sorted(MISSING)))
+def test_an_empty_border_stays_as_it_is(shape, spacing, seed, kind):
+    scan = made(shape, spacing, seed)
+    array, around = scan.array + 1, ((0, 0), (2, 3), (0, 30), (1, 0))
+    whole, bordered = (dataclasses.replace(scan, array=each) for each in (array, np.pad(array, around)))
+    left = MISSING[kind](bordered, np.random.default_rng(seed)).array
+    inside = left[:, 2 : 2 + shape[0], : shape[1], 1:]
+    assert np.array_equal(left, np.pad(inside, around))
+    if kind == "slab":
+        expected = MISSING[kind](whole, np.random.default_rng(seed)).array
+        black = array.min(axis=(1, 2, 3), keepdims=True)
+        assert np.array_equal(np.where(inside == 0, black, inside), expected)
+
+
 def test_every_axis_has_its_turn():
     scan = made((20, 20, 20), (1.0, 1.0, 1.0), 0)
     axes = set()
