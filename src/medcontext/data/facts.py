@@ -171,6 +171,7 @@ def intensity_range(channel: npt.NDArray[np.float32]) -> tuple[float, float, flo
 
 
 def _filled(array: npt.NDArray[np.float32]) -> float:
-    box = filled_box(array)
-    sizes = array.shape[1:]
-    return math.prod((side.stop - side.start) / size for side, size in zip(box, sizes, strict=True)) if box else 0.0
+    if not array.any():
+        return 0.0
+    sides = zip(filled_box(array), array.shape[1:], strict=True)
+    return float(math.prod((side.stop - side.start) / size for side, size in sides))

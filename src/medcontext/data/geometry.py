@@ -16,8 +16,8 @@ Affine = npt.NDArray[np.float64]
 Box = tuple[slice, slice, slice]
 
 
-def filled_box(image: npt.NDArray[Any], above: float | None = None) -> Box | None:
-    """The smallest box of ``(C, X, Y, Z)`` around all voxels that are filled in any channel; None where none is.
+def filled_box(image: npt.NDArray[Any], above: float | None = None) -> Box:
+    """The smallest box of ``(C, X, Y, Z)`` around all voxels that are filled in any channel; all of it where none is.
 
     Args:
         image: Intensities.
@@ -28,9 +28,7 @@ def filled_box(image: npt.NDArray[Any], above: float | None = None) -> Box | Non
     for axis in range(3):
         first, second = (other for other in (2, 1, 0) if other != axis)
         places = np.flatnonzero(filled.any(axis=first).any(axis=second))
-        if not len(places):
-            return None
-        box.append(slice(int(places[0]), int(places[-1]) + 1))
+        box.append(slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, filled.shape[axis]))
     x, y, z = box
     return x, y, z
 

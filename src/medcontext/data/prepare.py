@@ -87,8 +87,7 @@ def prepare_image(scan: Scan, plan: Plan) -> tuple[npt.NDArray[np.float32], Box]
         raise MedContextError("The image holds values that are not finite.", file=scan.path, remedy="export it again")
     how = plan.normalisation
     # Air in CT is below the lowest value that is told apart; MRI is 0 where nothing was measured or all was removed.
-    x, y, z = scan.array.shape[1:]
-    box = filled_box(scan.array, how.low if how.kind == "ct" else None) or (slice(0, x), slice(0, y), slice(0, z))
+    box = filled_box(scan.array, how.low if how.kind == "ct" else None)
     part = dataclasses.replace(scan, array=scan.array[:, *box])
     turned = np.ascontiguousarray(reorient(part.array, scan.affine, plan.orientation))
     image = resample_image(torch.from_numpy(turned), planned_size(part, plan)).numpy()

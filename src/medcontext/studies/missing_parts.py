@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from medcontext.data.case import Case
 from medcontext.data.dataset import Dataset
-from medcontext.data.geometry import Box, filled_box
+from medcontext.data.geometry import filled_box
 from medcontext.data.scan import Scan, read_scan, spacing_of, write_labels
 from medcontext.data.writing import write_nifti
 from medcontext.evaluation.evaluate import evaluate
@@ -31,11 +31,12 @@ BLOCK_MM = 12.0
 
 def blocks(scan: Scan, generator: np.random.Generator) -> Scan:
     """Cubes all over the scan, each missing with a chance of :data:`SHARE`, the mean of what is left in their place."""
-    shape, filled = scan.array.shape[1:], _filled(scan)
+    shape, filled = scan.array.shape[1:], filled_box(scan.array)
     edges = [max(1, round(BLOCK_MM / length)) for length in spacing_of(scan.affine)]
     missing = generator.random([-(-size // edge) for size, edge in zip(shape, edges, strict=True)]) < SHARE
     for axis, (size, edge) in enumerate(zip(shape, edges, strict=True)):
         missing = missing.repeat(edge, axis).take(range(size), axis)
+    # An empty border would cease to be one with something in it.
     inside = np.zeros(shape, dtype=bool)
     inside[filled] = True
     left = scan.array[:, inside & ~missing] if (inside & ~missing).any() else scan.array[:, inside]
@@ -46,19 +47,13 @@ def slab(scan: Scan, generator: np.random.Generator) -> Scan:
     """Neighbouring slices of one axis, a share of :data:`SHARE` of all, are black, with others on both sides of them: a
     black border is taken for the end of the scan."""
     axis = int(generator.integers(3))
-    filled = _filled(scan)[axis]
+    filled = filled_box(scan.array)[axis]
     size = filled.stop - filled.start
     count = round(SHARE * size)
     start = filled.start + min(max(1, int(generator.integers(size - count + 1))), max(0, size - count - 1))
     missing = np.zeros(scan.array.shape[1:], dtype=bool)
     np.moveaxis(missing, axis, 0)[start : start + count] = True
     return _without(scan, missing, scan.array.min(axis=(1, 2, 3)))
-
-
-def _filled(scan: Scan) -> Box:
-    """Where parts can be missing: an empty border has none, and would cease to be one with something in it."""
-    x, y, z = scan.array.shape[1:]
-    return filled_box(scan.array) or (slice(0, x), slice(0, y), slice(0, z))
 
 
 def _without(scan: Scan, missing: npt.NDArray[np.bool_], fill: npt.NDArray[np.float32]) -> Scan:
