@@ -33,7 +33,7 @@ from medcontext.studies.missing_parts import (
     what_is_left,
     write_what_is_left,
 )
-from medcontext.studies.outcome import recorded
+from medcontext.studies.recorded import recorded
 from medcontext.studies.results import gather
 from medcontext.studies.study import left_of, state_of
 from medcontext.studies.study_file import read_study

@@ -32,7 +32,8 @@ from medcontext.studies.extremes import Scored, extremes_figure, picture_of_runs
 from medcontext.studies.extremes import _chosen as chosen
 from medcontext.studies.figures import convergence_figure
 from medcontext.studies.forecast import forecast
-from medcontext.studies.outcome import of_folder, recorded
+from medcontext.studies.outcome import of_folder
+from medcontext.studies.recorded import recorded
 from medcontext.studies.results import gather, summary
 from medcontext.studies.study import run_study, state_of
 from medcontext.studies.study_file import read_study
@@ -563,6 +564,43 @@ def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, r
     (tmp_path / "tiny.csv").unlink()
     with pytest.raises(MedContextError, match=r"tiny\.csv"):
         recorded(study, tmp_path)
+
+
+def test_runs_of_another_study_that_were_made_just_so_are_not_done_again(conducted, room, tmp_path, capsys):
+    """Whatever they are called there; and it is said whose they are."""
+    results = tmp_path / "results"
+    study = read_study(room / "study.yaml", room)
+    gather(study, conducted, results)
+    names = {"supervised": "plain", "medcontext": "masked"}
+    arms = {names[arm]: settings for arm, settings in ARMS.items()} | {"longer": TINY["factors"]["arm"]["longer"]}
+    other = {**TINY, "name": "other", "factors": {"arm": arms, "seed": [0, 1, 2]}, "split": str(room / "split.json")}
+    other["comparisons"] = [["plain", "masked", "equal_steps"]]
+    other["settings"] = {**TINY["settings"], "training_cases": 2}
+    file = tmp_path / "other.yaml"
+    file.write_text(dump(other))
+    there, asked = recorded(study, results), read_study(file, room)
+    table = rehearse(file, room, tmp_path / "out", results=results, progress=Progress())
+    assert "4 of 9 runs are in" in (said := capsys.readouterr().err)
+    assert "move tiny.json away" in said
+    assert [list(column.cells).count("done") for column in table.columns][1] == 4
+    known = recorded(asked, results)
+    assert known.keys() == {f"{arm}/seed-{seed}" for arm in names.values() for seed in (0, 1)}
+    for arm, here in names.items():
+        for seed in ("seed-0", "seed-1"):
+            theirs, taken = there[f"2-cases/{arm}/{seed}"], known[f"{here}/{seed}"]
+            assert taken.rows == theirs.rows
+            assert taken.facts["of_study"] == "tiny"
+            assert taken.facts["levels"] == {"arm": here, "seed": seed}
+    found = gather(asked, tmp_path / "none", results, known)
+    assert found["comparisons"][0]["result"]["dice"] == json.loads((results / "tiny.json").read_text())["comparisons"][
+        0]["result"]["dice"]  # fmt: skip
+    page = (results / "other.md").read_text()
+    assert "of [tiny](tiny.md): plain/seed-0, masked/seed-0, plain/seed-1, masked/seed-1." in page
+    assert "of_study" not in (results / "tiny.json").read_text()
+    again = recorded(asked, results)
+    assert {name: run.facts for name, run in again.items()} == {name: run.facts for name, run in known.items()}
+    (results / "tiny.json").unlink()
+    assert recorded(study, results) == {}, "what others took over is no reason not to do it anew"
 
 
 def test_a_run_that_is_removed_is_done_anew_where_the_results_lie_among_the_runs(conducted, room, tmp_path):

@@ -14,7 +14,8 @@ from rich.text import Text
 from medcontext.errors import MedContextError, require
 from medcontext.progress import Progress, clock
 from medcontext.studies.forecast import Forecast, forecast
-from medcontext.studies.outcome import Outcome, recorded
+from medcontext.studies.outcome import Outcome
+from medcontext.studies.recorded import recorded
 from medcontext.studies.results import gather
 from medcontext.studies.study import run_study, threads_for
 from medcontext.studies.study_file import Study, read_study
@@ -42,7 +43,7 @@ def conduct(
         device: To train on.
         cache: Folder of prepared cases; None: ``~/.cache/medcontext``.
         results: Folder for the results of all studies; None: the study's own folder. Runs that it already holds, made
-            with these settings, are not done again, though their folders be gone.
+            with these settings by this or by another study, are not done again, though their folders be gone.
         only: Do the runs whose name matches this shell pattern, or one of several between commas; the results are of
             all that are done.
         progress: Where to say how far it is.
@@ -135,9 +136,10 @@ def _known(study: Study, results: Path | None, progress: Progress | None) -> dic
     """Runs that results apart from the runs' own folder hold; there, a run that was removed is wanted anew."""
     known = {} if results is None else recorded(study, results)
     if known and progress:
+        studies = sorted({str(outcome.facts.get("of_study", study.name)) for outcome in known.values()})
         progress.say(
             f"{study.name}: {len(known)} of {len(study.runs)} runs are in {results} already and are not done again "
-            f"(move {study.name}.json away to have them anew)"
+            f"(move {', '.join(f'{name}.json' for name in studies)} away to have them anew)"
         )
     return known
 

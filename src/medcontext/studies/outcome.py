@@ -1,9 +1,8 @@
-"""What came of one run of a study: read from its folder, or from the results, where it lives on without the folder."""
+"""What came of one run of a study, as its folder tells it, and as a table."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from medcontext.data.split_file import read_split_file
-from medcontext.errors import MedContextError
 from medcontext.files import read_json
 from medcontext.inference.model import load_tensors
-from medcontext.method.presets import MethodConfig
 from medcontext.studies.convergence import validations
 from medcontext.studies.missing_parts import MISSING, scores_file
-from medcontext.studies.study_file import PlannedRun, Study
-from medcontext.training.config import TrainConfig
-from medcontext.training.run import MAY_CHANGE, NONE_SAYS, RunFolder, plain
+from medcontext.studies.study_file import PlannedRun
+from medcontext.training.run import MAY_CHANGE, RunFolder
 
 COLUMNS = ("run", "case", "label", "dice", "hd95_mm", "outcome")
 """Of ``STUDY.csv``, a row per run, case and label."""
@@ -31,7 +27,7 @@ PRECISION = ".8g"
 
 Rows = Sequence[Mapping[str, Any]]
 
-_PLACES = MAY_CHANGE | {"split"}
+PLACES = MAY_CHANGE | {"split"}
 """Settings that say nothing about what was learned."""
 
 
@@ -102,57 +98,11 @@ def of_folder(planned: PlannedRun, run: RunFolder) -> Outcome:
         "commit": str(about["source"]),
         "hardware": _hardware(about, config),
         "software": ", ".join(f"{name} {it}" for name, it in {"python": about["python"], **about["versions"]}.items()),
-        "settings": {key: value for key, value in flat(config).items() if key.partition(".")[0] not in _PLACES},
+        "settings": {key: value for key, value in flat(config).items() if key.partition(".")[0] not in PLACES},
     }
     missing = {kind: _rows(read_json(scores_file(run, kind))) for kind in MISSING if planned.missing_parts}
     labels = {label: entry["name"] for label, entry in evaluation["mean"]["labels"].items() if "name" in entry}
     return Outcome(planned, facts, _rows(evaluation), missing, labels, evaluation["definition"], run)
-
-
-def recorded(study: Study, results: Path) -> dict[str, Outcome]:
-    """The runs of a study that its results hold, by name, made with the settings and the split that it asks for now.
-
-    Args:
-        study: The study.
-        results: Folder with its ``STUDY.json`` and ``STUDY.csv``, if it has any.
-
-    Raises:
-        MedContextError: These are not the results of a study.
-    """
-    file, table = (results / f"{study.name}.{ending}" for ending in ("json", "csv"))
-    split = study.runs[0].config.split
-    if not file.is_file() or split is None or not split.is_file():
-        return {}
-    found = read_json(file)
-    try:
-        if found["split"] != split_name(split):
-            return {}
-        rows = _read_table(table)
-        kinds = {kind: results / missing_table(study.name, kind) for kind in MISSING}
-        missing = {kind: _read_table(each) for kind, each in kinds.items() if each.is_file()}
-        runs = {run["name"]: run | {"settings": found["settings"] | run["settings"]} for run in found["runs"]}
-        definition = {key: value for key, value in found["definition"].items() if key != "comparison"}
-        return {
-            planned.name: Outcome(
-                planned,
-                runs[planned.name],
-                rows[planned.name],
-                {kind: of_runs[planned.name] for kind, of_runs in missing.items() if planned.name in of_runs},
-                found["labels"],
-                definition,
-                None,
-            )
-            for planned in study.runs
-            if planned.name in runs and _as_asked(planned, runs[planned.name]["settings"])
-        }
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise MedContextError(
-            "The results of this study can't be read.",
-            file=file,
-            found=f"{type(error).__name__}: {error}",
-            expected="what this version of 'medcontext study' writes there, and its .csv beside it",
-            remedy="put both files back as they were, or move them away to gather anew what has its folder",
-        ) from None
 
 
 def missing_table(study: str, kind: str) -> str:
@@ -172,16 +122,6 @@ def table_of(outcomes: Iterable[Outcome]) -> str:
     return text.getvalue()
 
 
-def _read_table(file: Path) -> Mapping[str, Rows]:
-    """Run -> its rows, of a file that :func:`table_of` wrote."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"))):
-        scores = {key: float(row[key]) if row[key] else None for key in METRICS}
-        entry = {"case": row["case"], "label": int(row["label"]), **scores, "outcome": row["outcome"]}
-        rows.setdefault(row["run"], []).append(entry)
-    return rows
-
-
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings with those inside of others beside them, as ``method.ratio``."""
     found: dict[str, Any] = {}
@@ -189,19 +129,6 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         inside = flat(value) if isinstance(value, Mapping) else None
         found |= {key: value} if inside is None else {f"{key}.{name}": each for name, each in inside.items()}
     return found
-
-
-def _as_asked(planned: PlannedRun, settings: Mapping[str, Any]) -> bool:
-    """Whether a run was made with the settings that are asked for. Those left to the plan (None) may be whatever they
-    were; one that there was not yet counts at its default, at which it changes nothing."""
-    made = flat(plain(TrainConfig(method=MethodConfig()))) | dict(settings)
-    config = dataclasses.replace(planned.config, method=planned.config.method_config())
-    asked = {
-        key: value
-        for key, value in plain(config).items()
-        if key not in _PLACES and (value is not None or key in NONE_SAYS)
-    }
-    return all(key in made and made[key] == value for key, value in flat(asked).items())
 
 
 def _rows(evaluation: Mapping[str, Any]) -> Rows:

@@ -46,7 +46,7 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         out: Its folder.
         results: Folder for the results of all studies.
         recorded: Runs by name that count where they are not done in ``out``
-            (:func:`medcontext.studies.outcome.recorded`).
+            (:func:`medcontext.studies.recorded.recorded`).
 
     Returns:
         ``study``, ``about``, ``dataset``, ``split`` (name and hash), ``date``, ``commits``, ``hardware``, ``software``,

@@ -56,7 +56,8 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
         f"Written by `medcontext study` on {found['date']}; runs at commit {', '.join(found['commits'])}, on "
         f"{'; '.join(found['hardware'])}. Data: {found['dataset']}, split {found['split']}."
         + (f" **Not done yet: {len(missing)} of {len(missing) + len(found['runs'])} runs.**" if missing else "")
-        + (f" Left out, as their folders hold something else: {', '.join(left_out)}." if left_out else ""),
+        + (f" Left out, as their folders hold something else: {', '.join(left_out)}." if left_out else "")
+        + _of_other_studies(found["runs"]),
     ]
     if compared:
         parts += ["## Comparisons", COMPARISONS, _comparisons(compared)]
@@ -74,6 +75,16 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
     parts.append(f"All scores of all cases: [{found['study']}.csv]({found['study']}.csv); the settings and everything "
                  f"else: [{found['study']}.json]({found['study']}.json).")  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def _of_other_studies(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Which runs were made by other studies."""
+    by_study: dict[str, list[str]] = {}
+    for run in runs:
+        if "of_study" in run:
+            by_study.setdefault(run["of_study"], []).append(run["name"])
+    told = "; ".join(f"of [{study}]({study}.md): {', '.join(names)}" for study, names in by_study.items())
+    return f" Runs of other studies that were made just so, {told}." if told else ""
 
 
 def _of_pairs(comparisons: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
