@@ -154,8 +154,9 @@ def test_content_is_read_once_and_again_when_it_changes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("header", ["scan.mhd", "scan.nhdr"])
-def test_voxels_beside_their_header_count_too(tmp_path, header):
-    (tmp_path / header).write_text("ElementDataFile = voxels of it.bin")
+@pytest.mark.parametrize("before_it", ["", "Comment = " + 100_000 * "x" + "\n"])
+def test_voxels_beside_their_header_count_too(tmp_path, header, before_it):
+    (tmp_path / header).write_text(before_it + "ElementDataFile = voxels of it.bin")
     (tmp_path / "voxels of it.bin").write_bytes(b"1")
     before = content_digest(tmp_path / header)
     (tmp_path / "unrelated.bin").write_bytes(b"1")

@@ -34,6 +34,7 @@ from medcontext.studies.missing_parts import (
     write_what_is_left,
 )
 from medcontext.studies.recorded import recorded
+from medcontext.studies.reporting import report_runs
 from medcontext.studies.results import gather
 from medcontext.studies.study import left_of, state_of
 from medcontext.studies.study_file import read_study
@@ -235,6 +236,11 @@ def test_a_study_scores_without_the_post_processing_that_was_chosen_for_a_run(ro
     assert done(room, out) == {}
     assert state_of(planned, out) == "done"
     assert [json.loads(file.read_text())["mean"] for file in files] == before
+    report_runs([run.path], device="cpu")
+    assert json.loads(run.evaluation.read_text())["mean"] != before[0]
+    assert state_of(planned, out) == "trained", "scored with post-processing"
+    assert done(room, out) == {}
+    assert json.loads(run.evaluation.read_text())["mean"] == before[0]
 
 
 def test_scores_of_runs_that_are_gone_are_not_kept_for_others_of_their_names(room, tmp_path):

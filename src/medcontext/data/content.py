@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from medcontext.data.formats import HEADER_BYTES
 from medcontext.errors import MedContextError
 from medcontext.files import read_json, write_json
 
@@ -16,8 +17,6 @@ SETTLED_SECONDS = 2.0
 
 DETACHED = (".mhd", ".nhdr")
 """Headers that name a file of voxels in their folder."""
-
-HEADER_BYTES = 2**16
 
 
 def files_of(scan: Path) -> list[Path]:

@@ -35,7 +35,8 @@ def score_held_out(
         postprocess: Whether the post-processing that was chosen for the model is done.
 
     Returns:
-        What :func:`medcontext.evaluation.evaluate.evaluate` gives; also written to ``test/evaluation.json``.
+        What :func:`medcontext.evaluation.evaluate.evaluate` gives, and ``postprocessing``: the rules that were done;
+        also written to ``test/evaluation.json``.
 
     Raises:
         MedContextError: No test cases, one of them is gone, or one can't be predicted.
@@ -62,5 +63,6 @@ def score_held_out(
         truths = {name: dataset.cases[name].label for name in test}
         probabilities = run.predictions / "probabilities" if calibration else None
         result = evaluate(run.predictions, truths, labels, probabilities=probabilities, progress=update)
+    result["postprocessing"] = [rule.to_dict() for rule in predictor.rules]
     write_json(run.evaluation, result)
     return result

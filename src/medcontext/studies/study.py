@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from medcontext.data.split_file import read_split_file
 from medcontext.errors import MedContextError
-from medcontext.files import alone_in
+from medcontext.files import alone_in, read_json
 from medcontext.memory import processors
 from medcontext.progress import Progress, clock
 from medcontext.studies.missing_parts import MISSING, scores_file
@@ -31,7 +31,7 @@ LOOK_SECONDS = 0.5
 
 def state_of(planned: PlannedRun, out: Path) -> State:
     """How far a run is: ``done`` is trained to its end and scored on the held-out cases after that, in every way that
-    the study asks for.
+    the study asks for, and as predicted.
 
     Raises:
         MedContextError: There is a run of this name with other settings or other held-out cases.
@@ -53,7 +53,8 @@ def state_of(planned: PlannedRun, out: Path) -> State:
         return "begun"
     files = [run.evaluation, *(scores_file(run, kind) for kind in MISSING if planned.missing_parts)]
     scored = all(file.is_file() and file.stat().st_mtime >= run.best.stat().st_mtime for file in files)
-    return "done" if scored else "trained"
+    # A report on a run that was tuned scores it with its post-processing, which would count as a gain of its arm.
+    return "done" if scored and not read_json(run.evaluation).get("postprocessing") else "trained"
 
 
 def left_of(planned: PlannedRun, out: Path, recorded: Collection[str]) -> State:
