@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -88,6 +89,16 @@ def test_check_fails_on_bad_data_and_lists_every_error(own_tiny, capsys, monkeyp
     assert "case_01.nii.gz" in said
     assert "case_02.nii.gz" in said
     assert "2 error(s)" in said
+
+
+@pytest.mark.parametrize("name", ["[old]", "[/raw]"])
+def test_brackets_in_names_are_no_markup(own_tiny, capsys, monkeypatch, name):
+    monkeypatch.chdir(own_tiny.parent)
+    Path(name).parent.mkdir(exist_ok=True)
+    data = own_tiny.rename(name)
+    (data / "labelsTr" / "case_01.nii.gz").unlink()
+    assert run("check", name) == 1
+    assert name in capsys.readouterr().out
 
 
 def test_errors_are_sentences_and_not_tracebacks(tmp_path, capsys):

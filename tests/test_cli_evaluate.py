@@ -58,6 +58,7 @@ def test_everything_at_once(folder, capsys):
         "tolerance_mm": {"1": 3.0, "3": 1.0},
         "lesions": [3],
         "lesion_iou": 0.2,
+        "structures": {"1": [1], "3": [3]},
     }
     assert (result["unpredicted"], result["without_truth"]) == (["c"], ["d"])
     with files["csv"].open() as stream:
@@ -71,6 +72,18 @@ def test_everything_at_once(folder, capsys):
         assert text in said
     ece = result["calibration"]["labels"]["1"]["ece"]
     assert f"liver {ece:.4f}" in said
+
+
+def test_where_every_voxel_is_ignored_there_is_no_calibration(folder, capsys):
+    description = {"labels": {"background": 0, "liver": 1, "tumour": 3, "ignore": 9}}
+    (folder / "data" / "dataset.json").write_text(json.dumps(description))
+    for name in ("a", "b", "c"):
+        write_nifti(folder / "data" / "labelsTr" / f"{name}.nii.gz", np.full((12, 10, 8), 9, np.uint8), AFFINE)
+    scores = folder / "scores.json"
+    options = "--data", folder / "data", "--probabilities", folder / "chances", "--json", scores
+    assert evaluate(folder, *options) == 0
+    assert "expected calibration error: - over every voxel; liver -, tumour -" in capsys.readouterr().out
+    assert json.loads(scores.read_text())["calibration"]["overall"]["ece"] is None
 
 
 @pytest.mark.parametrize(("lesions", "counted"), [("3", [3]), ("tumour", [3]), ("[1, tumour]", [1, 3])])

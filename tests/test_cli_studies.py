@@ -30,6 +30,16 @@ def test_two_methods_are_compared_on_the_same_label_maps(tmp_path, capsys):
     assert run("compare", f"[{folders[0]},{folders[1]}]", f"[{folders[1]}]", "--truth", tmp_path / "truth") == 1
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
+    label = np.zeros((6, 6, 6), np.uint8)
+    label[2:4, 2:4, 2:4] = 1
+    for folder in ("truth", "one/seed-0", "two/seed-0"):
+        write_nifti(tmp_path / folder / "case.nii.gz", label, np.eye(4))
+    folders = tmp_path / "one" / "seed-0", tmp_path / "two" / "seed-0"
+    assert run("compare", *folders, "--truth", tmp_path / "truth") == 0
+    assert all("".join(str(folder).split()) in "".join(capsys.readouterr().out.split()) for folder in folders[1:])
+
+
 @pytest.mark.parametrize("file", [file.name for file in STUDIES])
 def test_every_study_that_ships_can_be_rehearsed_without_its_data(file, tmp_path, capsys):
     assert run("study", STUDIES[0].parent / file, tmp_path, "--out", tmp_path / "runs", "--dry-run") == 0

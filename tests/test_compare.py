@@ -85,6 +85,53 @@ def test_absent_and_missed_structures_are_left_out_in_pairs_and_counted(scores):
     assert result["dice"]["overall"]["difference"] == pytest.approx(0.1)
 
 
+def test_who_invents_a_structure_is_worse_than_who_finds_it_absent(scores):
+    """Which has no Dice by itself."""
+    invents, right = scores.copy(), scores.copy()
+    invents[:6, 0], right[:6, 0] = 0, np.nan
+    invents[6, 0], right[6, 0] = np.nan, np.nan
+    for first, second, sign in ((invents, right, 1), (right, invents, -1)):
+        result = compare_evaluations([evaluation(first)], [evaluation(second)])
+        label = result["dice"]["labels"]["1"]
+        assert (label["pairs"], label["left_out"]) == (19, 1)
+        assert label["difference"] == pytest.approx(sign * 6 / 19)
+        wins, losses = label["wins"], label["losses"]
+        assert (wins, losses) == ((6, 0) if sign > 0 else (0, 6))
+        gains = per_case([evaluation(first)], [evaluation(second)])
+        assert gains["case0"] == pytest.approx(sign * 0.5), "over both labels"
+        assert gains["case6"] == 0
+    other = [f"other{k}" for k in range(20)]
+    of_folds = (
+        [evaluation(right), evaluation(scores, cases=other)],
+        [evaluation(invents), evaluation(scores, cases=other)],
+    )
+    assert compare_evaluations(*of_folds)["dice"]["labels"]["1"]["pairs"] == 39, "each case counts in its own fold"
+
+
+def test_different_structures_of_one_number_are_not_compared(scores, tmp_path):
+    whole = evaluation(scores) | {"settings": {"policy": "medcontext", "hd95": "pooled", "structures": {"1": [1, 2]}}}
+    alone = evaluation(scores) | {"settings": {"policy": "medcontext", "hd95": "pooled", "structures": {"1": [1]}}}
+    silent, named = evaluation(scores), evaluation(scores, names=True)
+    other = evaluation(scores, names=True)
+    other["mean"]["labels"]["1"]["name"] = "edema"
+    files = {"whole": whole, "alone": alone, "silent": silent, "named": named, "other": other}
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    for first, second in (("whole", "whole"), ("whole", "silent"), ("silent", "named"), ("named", "alone")):
+        assert compare(tmp_path / first, tmp_path / second)["dice"]["overall"]
+    for first, second, found in (("whole", "alone", "label 1"), ("named", "other", "1 is edema")):
+        with pytest.raises(MedContextError, match="different structures") as raised:
+            compare(tmp_path / first, tmp_path / second)
+        assert found in raised.value.found
+
+
+def test_no_number_is_cut_in_a_narrow_terminal(scores):
+    result = compare_evaluations([evaluation(scores)], [evaluation(scores + 0.01)])
+    text = io.StringIO()
+    Console(file=text, width=80).print(comparison_table(result, "before", "after"))
+    assert "…" not in text.getvalue()
+
+
 def test_a_label_without_any_pair_has_no_numbers(scores):
     second = scores.copy()
     second[:, 1] = np.nan

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from rich.console import Console
 
+from medcontext.data.label_checks import grid_problems
 from medcontext.data.labels import Labels, Region
+from medcontext.data.scan import read_labels, read_scan
 from medcontext.errors import MedContextError
 from medcontext.evaluation.evaluate import evaluate, label_boxes
 from medcontext.evaluation.metrics import METRICS, hd95
@@ -132,6 +134,42 @@ def test_labels_of_the_truth_that_have_no_name_are_passed_over(folders):
     (predicted / "b.nii.gz").unlink()
     declared = Labels({1: "duct"}, background=(2,))
     assert {row["label"] for row in evaluate(predicted, truth, declared)["cases"]} == {1}
+
+
+def test_a_label_map_that_training_takes_for_its_scans_own_can_be_scored(tmp_path):
+    """Headers are rounded; a prediction has the affine of the scan, the truth its own."""
+    for apart, fits in ((0.019, True), (0.021, False)):
+        moved = AFFINE.copy()
+        moved[0, 3] += apart
+        truth = write(tmp_path / "truth.nii.gz", volume(l1=[(1, 1, 1)]), moved)
+        predicted = write(tmp_path / "predicted.nii.gz", volume(l1=[(1, 1, 1)]))
+        assert (grid_problems(read_scan(predicted), read_labels(truth)) == []) == fits
+        if fits:
+            assert evaluate(predicted, truth)["mean"]["dice"] == 1
+        else:
+            with pytest.raises(MedContextError, match="another grid"):
+                evaluate(predicted, truth)
+
+
+def test_the_voxels_of_a_tilted_scan_are_sheared(tmp_path):
+    tilted = AFFINE.copy()
+    tilted[1, 2] = 1.5
+    truth = write(tmp_path / "truth.nii.gz", volume(l1=[(1, 1, 0)]), tilted)
+    predicted = write(tmp_path / "predicted.nii.gz", volume(l1=[(1, 1, 2)]), tilted)
+    row = evaluate(predicted, truth)["cases"][0]
+    assert row["truth_ml"] == pytest.approx(0.006)
+    assert row["hd95_mm"] == pytest.approx(math.hypot(2 * 1.5, 2 * 3.0))
+    turned = tilted.copy()
+    turned[:3, :3] = [[0, 2.0, 0], [1.0, 0, 0], [0, 0, 3.0]]
+    for file in (truth, predicted):
+        write(file, np.asanyarray(nib.load(file).dataobj), turned)
+    assert evaluate(predicted, truth)["cases"][0]["hd95_mm"] == pytest.approx(6.0)
+
+
+def test_a_tolerance_of_a_label_that_is_nowhere_counts_for_nothing(folders):
+    plain, more = (evaluate(*folders, scoring=Scoring("official", tolerance=t)) for t in (2.0, {"1": 2.0, "9": 1.0}))
+    assert more["mean"]["labels"].keys() == plain["mean"]["labels"].keys()
+    assert more["mean"]["dice"] == plain["mean"]["dice"]
 
 
 def test_regions_are_scored_as_unions_and_go_by_the_number_they_are_written_with(tmp_path):

@@ -45,6 +45,15 @@ def test_detection_by_hand(prediction, truth, iou, expected):
     assert (found.found, found.missed, found.spurious) == expected
 
 
+@pytest.mark.parametrize(("both", "union", "iou"), [(7, 100, 0.07), (55, 100, 0.55), (1, 10, 0.1)])
+def test_a_lesion_that_overlaps_by_just_the_threshold_is_found(both, union, iou):
+    masks = np.zeros((2, 1, 1, union), dtype=bool)
+    masks[0, ..., :both], masks[1] = True, True
+    assert detect(*masks, iou=iou).found == 1
+    masks[0, ..., both - 1] = False
+    assert detect(*masks, iou=iou).found == 0
+
+
 def test_voxels_that_touch_by_a_corner_are_one_lesion():
     diagonal = block((4, 4, 4), 0, 0, 0) | block((4, 4, 4), 1, 1, 1)
     assert detect(diagonal, diagonal).found == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from medcontext.evaluation.metrics import METRICS, assd, dice, hd95, iou, measure, nsd
-from medcontext.evaluation.surfaces import Mask, element_areas, element_distances
+from medcontext.evaluation.surfaces import Mask, border, element_areas, element_distances
 
 SHAPES = arrays.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=5)
 SPACINGS = st.tuples(*[st.floats(0.2, 8.0)] * 3)
@@ -133,6 +133,37 @@ def test_distances_of_surface_voxels_equal_brute_force(masks, spacing):
 @awkward
 def test_distances_equal_brute_force_where_shapes_are_awkward(a, b):
     assert_like_brute_force(a, b, UNEVEN)
+
+
+def test_voxels_with_edges_at_right_angles_have_the_scores_of_their_sizes():
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((7, 6, 5)) < 0.4 for _ in range(2))
+    turn, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    turned = tuple(tuple(edge) for edge in np.diag(UNEVEN) @ turn)
+    for definition in ("pooled", "directed", "weighted"):
+        alike = (measure(a, b, voxel, tolerance=2.0, hd95=definition) for voxel in (UNEVEN, turned))
+        assert next(alike) == pytest.approx(next(alike), rel=1e-9)
+
+
+def test_distances_and_volumes_of_a_tilted_gantry_are_those_in_the_room():
+    """Each slice is shifted against the one below: a sheared grid, whose axes are not at right angles."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.random((6, 5, 4)) < 0.4 for _ in range(2))
+    edges = np.array([[0.8, 0, 0], [0, 0.9, 0], [0, 1.7, 4.0]])
+    surfaces = [np.argwhere(border(mask)) @ edges for mask in (a, b)]
+    distances = np.linalg.norm(surfaces[0][:, None] - surfaces[1][None], axis=-1)
+    every = np.concatenate([distances.min(axis=1), distances.min(axis=0)])
+    scores = measure(a, b, tuple(map(tuple, edges)), tolerance=1.5)
+    assert scores["hd95_mm"] == pytest.approx(np.percentile(every, 95))
+    assert scores["assd_mm"] == pytest.approx(every.mean())
+    assert scores["volume_ml"] == pytest.approx(a.sum() * 0.8 * 0.9 * 4.0 / 1000)
+
+
+def test_the_area_of_a_sheared_surface_is_that_in_the_room():
+    """The triangle that cuts one corner off a cube becomes the one between the middles of the three edges."""
+    edges = np.array([[0.8, 0, 0], [0, 0.9, 0], [0, 1.7, 4.0]])
+    area = np.linalg.norm(np.cross(edges[1] - edges[0], edges[2] - edges[0])) / 2 / 4
+    assert element_areas(tuple(map(tuple, edges)))[1] == pytest.approx(area)
 
 
 @settings(deadline=None, max_examples=20)

@@ -17,6 +17,7 @@ from medcontext.data.dataset import open_dataset
 from medcontext.data.labels import Labels, Region
 from medcontext.data.scan import read_scan
 from medcontext.errors import MedContextError
+from medcontext.evaluation.metrics import dice
 from medcontext.evaluation.statistics import paired
 from medcontext.files import write_json
 from medcontext.inference.model import load_model
@@ -25,7 +26,7 @@ from medcontext.inference.predictor import Predictor
 from medcontext.networks.registry import network_spec
 from medcontext.progress import Progress
 from medcontext.studies.holdout import score_held_out
-from medcontext.studies.tune import LEAST_GAIN, LEAST_WINS, helps, tune
+from medcontext.studies.tune import LEAST_GAIN, LEAST_WINS, _scores, helps, tune
 from medcontext.training.run import RunFolder
 from tests.conftest import write_nifti
 from tests.predicting import AFFINE, NETWORK, plan, write_model
@@ -185,6 +186,23 @@ def test_when_a_gain_is_more_than_noise(gains, taken):
     before = np.full((1, len(gains)), 0.7)
     scores = paired(before, before + np.array(gains))
     assert helps(scores) == taken
+
+
+def test_a_rule_is_tried_as_it_is_done():
+    """A hole in one structure that another fills is no hole: filling it would be scored, and never done."""
+    rng = np.random.default_rng(0)
+    truth = np.zeros((12, 12, 12), dtype=np.int32)
+    truth[1:11, 1:11, 1:11] = 1
+    rules = {1: [Rule(1), Rule(1, fill=True)], 2: [Rule(2), Rule(2, fill=True)]}
+    for real in (0, 2):
+        truth[4:6, 4:6, 4:6] = real
+        predicted = np.where(rng.random(truth.shape) < 0.05, 0, truth).astype(np.int32)
+        predicted[4:6, 4:6, 4:6] = 2
+        tried = _scores(predicted, truth, ORGANS, rules, 0.001)
+        for number, of_structure in rules.items():
+            for rule in of_structure:
+                done = postprocess(predicted, [rule], ORGANS, 0.001)
+                assert tried[rule] == dice(done == number, truth == number), (real, rule)
 
 
 def make_run(folder, cases: int, spurious: bool):

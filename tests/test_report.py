@@ -303,7 +303,7 @@ def test_runs_of_different_data_sets_are_not_compared(study, tmp_path):
     _, page = report(tmp_path, [runs[0], elsewhere], scans)
     text = "".join(page.text)
     assert "of different data sets: do not compare their means. first on /data; second on /other" in text
-    assert "first and second can't be compared: they have no held-out case in common." in text
+    assert "first and second can't be compared: they are of different data sets." in text
     assert "distinguishable" not in text
     heart = next(row for row in page.rows if row[0] == "heart" and len(row) == 9)
     assert heart[1:5] == ["–"] * 4, "a number is another label there"  # noqa: RUF001

@@ -221,6 +221,9 @@ def compare(
     first, second = ([each] if isinstance(each, Path) else each for each in (a, b))
     result = compare_runs(first, second, truth)
     names = _name(first), _name(second)
+    if names[0] == names[1]:
+        # Seeds are often called alike in the folders of both methods.
+        names = f"{first[0]}", f"{second[0]}"
     print_table(comparison_table(result, *names))
     if json is not None:
         write_json(json, result)

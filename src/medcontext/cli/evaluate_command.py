@@ -123,12 +123,11 @@ def _remarks(result: Mapping[str, Any]) -> list[str]:
     lines = [f"{len(result[key])} case(s) {what}: {some(result[key], 10)}" for key, what in told.items() if result[key]]
     if "calibration" in result:
         found = result["calibration"]
-        lines.append(
-            "expected calibration error: "
-            + ("" if found["overall"] is None else f"{found['overall']['ece']:.4f} over every voxel; ")
-            + ", ".join(
-                f"{entry.get('name', f'label {label}')} {'-' if entry['ece'] is None else format(entry['ece'], '.4f')}"
-                for label, entry in found["labels"].items()
-            )
-        )
+        overall = [] if found["overall"] is None else [f"{_error(found['overall'])} over every voxel"]
+        each = [f"{entry.get('name', f'label {label}')} {_error(entry)}" for label, entry in found["labels"].items()]
+        lines.append(f"expected calibration error: {'; '.join([*overall, ', '.join(each)])}")
     return lines
+
+
+def _error(calibrated: Mapping[str, Any]) -> str:
+    return "-" if calibrated["ece"] is None else f"{calibrated['ece']:.4f}"

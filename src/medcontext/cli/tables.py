@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from medcontext.data.findings import Finding
 from medcontext.data.fingerprint import Fingerprint
@@ -32,13 +33,10 @@ def findings_table(findings: Iterable[Finding]) -> Table:
         table.add_column(column, overflow="fold")
     for finding in findings:
         error = finding.error
+        told = (error.file, error.problem, error.found, error.expected, error.remedy)
         table.add_row(
             finding.severity,
-            error.file or "",
-            error.problem,
-            error.found or "",
-            error.expected or "",
-            error.remedy or "",
+            *(Text(each or "") for each in told),
             style="red" if finding.severity == "error" else "yellow",
         )
     return table
@@ -46,20 +44,20 @@ def findings_table(findings: Iterable[Finding]) -> Table:
 
 def plan_table(plan: Plan) -> Table:
     """One row per field of the plan."""
-    table = Table(title=f"plan for {plan.dataset}", show_header=False)
+    table = Table(title=Text(f"plan for {plan.dataset}"), show_header=False)
     values = plan.to_dict()
     # The labels stand in the fingerprint's table.
     del values["dataset"], values["reasons"], values["labels"]
     if plan.normalisation.kind == "case":
         values["normalisation"] = "case"
     for name, value in values.items():
-        table.add_row(name.replace("_", " "), _plain(value))
+        table.add_row(name.replace("_", " "), Text(_plain(value)))
     return table
 
 
 def fingerprint_table(fingerprint: Fingerprint) -> Table:
     """What is particular to a data set: a row per quantity, then one per structure."""
-    table = Table(title=f"{fingerprint.dataset}: {fingerprint.cases} cases", show_header=False)
+    table = Table(title=Text(f"{fingerprint.dataset}: {fingerprint.cases} cases"), show_header=False)
     for name in ("sizes", "spacings"):
         spread = getattr(fingerprint, name)
         unit = "voxels" if name == "sizes" else "mm"
@@ -67,10 +65,10 @@ def fingerprint_table(fingerprint: Fingerprint) -> Table:
         table.add_row(f"{name} ({fingerprint.orientation})", f"{values} {unit}")
     for channel, each in enumerate(fingerprint.foreground):
         kind = fingerprint.modality[channel] if fingerprint.modality else f"channel {channel}"
-        table.add_row(f"{kind} where labelled", f"{each.low:.4g} to {each.high:.4g}, median {each.median:.4g}")
+        table.add_row(Text(f"{kind} where labelled"), f"{each.low:.4g} to {each.high:.4g}, median {each.median:.4g}")
     for number, structure in fingerprint.structures.items():
         share = f"{structure.share:.3%} of the voxels, in {structure.cases} of {fingerprint.cases} cases"
-        table.add_row(f"{number} {structure.name}", share)
+        table.add_row(Text(f"{number} {structure.name}"), share)
     return table
 
 
@@ -88,12 +86,12 @@ def postprocessing_table(tried: Iterable[Tried]) -> Table:
     """One row per way of post-processing that was tried."""
     table = Table(title="Dice on the validation cases")
     for column in ("structure", "what", "without", "with", "gain (95 % interval)", "better / worse", "taken"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for each in tried:
         scores = each.scores
         interval = "" if scores.interval is None else f" ({scores.interval[0]:+.4f} to {scores.interval[1]:+.4f})"
         table.add_row(
-            each.name,
+            Text(each.name),
             str(each.rule),
             f"{scores.first:.4f}",
             f"{scores.second:.4f}",

@@ -28,9 +28,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medcontext.data.labels import Labels
-from medcontext.data.scan import LabelMap, Scan, read_scan, voxels_apart
+from medcontext.data.scan import AFFINE_TOLERANCE, LabelMap, Scan, read_scan, voxels_apart
 from medcontext.errors import MedContextError
-from medcontext.evaluation.pairing import ALIGNED, label_files, some
+from medcontext.evaluation.pairing import label_files, some
 from medcontext.evaluation.summary import mean
 
 BINS = 15
@@ -170,7 +170,7 @@ def _channels(declared: Labels | None, found: int) -> dict[int, tuple[int, ...]]
 
 def _require_probabilities(scan: Scan, truth: LabelMap, channels: Mapping[int, Any], sums_to_one: bool) -> None:
     shape = scan.array.shape
-    if shape[1:] != truth.array.shape or voxels_apart(shape[1:], truth.affine, scan.affine) > ALIGNED:
+    if shape[1:] != truth.array.shape or voxels_apart(shape[1:], truth.affine, scan.affine) > AFFINE_TOLERANCE:
         raise MedContextError(
             "A probability map lies on another grid than the true label map.",
             file=scan.path,

@@ -70,6 +70,7 @@ def compare_runs(first: Sequence[Path], second: Sequence[Path], truth: Path | No
                 expected=f"cases of {a}, such as {', '.join(sorted(_cases(of_a))[:3])}",
                 remedy="compare runs that were tested on the same cases",
             )
+        _require_same_structures(of_a, of_b, b)
         if _scored_by(of_a) != _scored_by(of_b):
             raise MedContextError(
                 "These two were scored by different rules.",
@@ -85,7 +86,8 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
     """Compare results of :func:`~medcontext.evaluation.evaluate.evaluate`, one of each method for each seed.
 
     The overall score of a case is the mean over its labels in which both methods have a score. Cases that only one of
-    a pair has are left out.
+    a pair has are left out. Where a label is in neither the truth nor the prediction of one method, so that it has no
+    Dice, and in the prediction of the other, the first has found what there is: its Dice counts as 1 here.
 
     Returns:
         A plain dict that can be written as JSON: ``seeds``; ``unpaired`` (cases, over the seeds, that only one of a
@@ -104,7 +106,7 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
     }
     result: dict[str, Any] = {"seeds": len(first), "unpaired": unpaired}
     for metric, higher in METRICS.items():
-        one, two = _scores(first, metric, cases, labels), _scores(second, metric, cases, labels)
+        one, two = _paired_scores(first, second, metric, cases, labels)
         defined = np.isfinite(one) & np.isfinite(two)
         overall = paired(_over_labels(one, defined), _over_labels(two, defined), higher_is_better=higher)
         each = [paired(one[..., k], two[..., k], higher_is_better=higher) for k in range(len(labels))]
@@ -126,7 +128,8 @@ def per_case(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, A
     """Case -> difference of its overall Dice, second minus first, averaged over the seeds; the largest first."""
     labels = sorted({row["label"] for each in (*first, *second) for row in each["cases"]})
     cases = sorted({case for a, b in zip(first, second, strict=True) for case in _cases(a) & _cases(b)})
-    differences = _scores(second, "dice", cases, labels) - _scores(first, "dice", cases, labels)
+    one, two = _paired_scores(first, second, "dice", cases, labels)
+    differences = two - one
     means = _over_labels(differences, np.isfinite(differences))
     known = np.isfinite(means)
     by_case = np.where(known, means, 0).sum(axis=0) / np.maximum(1, known.sum(axis=0))
@@ -136,11 +139,11 @@ def per_case(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, A
 
 def comparison_table(result: Mapping[str, Any], first: str, second: str) -> Table:
     """A row per label and metric, then the overall ones, for the terminal."""
-    made = Table(caption=verdict(result, first, second))
-    made.add_column("label")
+    made = Table(caption=Text(verdict(result, first, second)))
+    made.add_column("label", overflow="fold")
     made.add_column("score")
     for heading in (first, second, "difference [95 %]", "p", "effect", "win/tie/loss", "left out"):
-        made.add_column(Text(heading), justify="right")
+        made.add_column(Text(heading), justify="right", overflow="fold")
     for label, dice in result["dice"]["labels"].items():
         hd95 = result["hd95_mm"]["labels"][label]
         made.add_row(Text(f"{label} {(dice or {}).get('name', '')}".strip()), "Dice", *_cells(dice, ".3f"))
@@ -200,7 +203,8 @@ def _evaluation(path: Path, truth: Path | None) -> dict[str, Any]:
             "There are no scores here to compare.",
             file=path,
             expected="a run folder with test/evaluation.json, or a file of 'medcontext evaluate --json'",
-            remedy="write the run's report first (medcontext report), or, for a folder of label maps, give --truth",
+            remedy="write the run's report first (medcontext report); of a cross-validation name the folds, "
+            "[CV/fold-0,CV/fold-1]; for a folder of label maps give --truth",
         )
     result: dict[str, Any] = read_json(file)
     if not isinstance(result, dict) or not {"cases", "mean"} <= result.keys():
@@ -214,10 +218,51 @@ def _cases(evaluation: Mapping[str, Any]) -> set[str]:
     return {row["case"] for row in evaluation["cases"]}
 
 
+def _require_same_structures(first: Mapping[str, Any], second: Mapping[str, Any], file: Path) -> None:
+    """Refuse two in which a number stands for different structures, as far as they say what it stands for."""
+
+    def told(evaluation: Mapping[str, Any], label: str) -> tuple[str | None, Any]:
+        numbers = evaluation.get("settings", {}).get("structures", {}).get(label)
+        return evaluation["mean"]["labels"][label].get("name"), numbers
+
+    for label in first["mean"]["labels"].keys() & second["mean"]["labels"].keys():
+        one, two = told(first, label), told(second, label)
+        if any(None not in pair and pair[0] != pair[1] for pair in zip(one, two, strict=True)):
+            raise MedContextError(
+                "These two were scored on different structures.",
+                file=file,
+                found=f"{label} is {_structure(*two)}",
+                expected=f"{_structure(*one)}",
+                remedy="score both with the labels of one data set (medcontext evaluate --data)",
+            )
+
+
+def _structure(name: str | None, numbers: Sequence[int] | None) -> str:
+    of = "" if numbers is None else f" (label {' and '.join(map(str, numbers))})"
+    return f"{name or 'a structure without a name'}{of}"
+
+
 def _scored_by(evaluation: Mapping[str, Any]) -> str:
     """The rules that Dice and HD95 depend on; results from before there was a choice are by the defaults."""
     settings = evaluation.get("settings", {"policy": DEFAULT, "hd95": "pooled"})
     return f"policy {settings['policy']}, {settings['hd95']} HD95"
+
+
+def _paired_scores(
+    first: Sequence[Mapping[str, Any]],
+    second: Sequence[Mapping[str, Any]],
+    metric: str,
+    cases: Sequence[str],
+    labels: Sequence[int],
+) -> tuple[Scores, Scores]:
+    """Scores of both, ``(seeds, cases, labels)`` each, NaN where there is none."""
+    one, two = _scores(first, metric, cases, labels), _scores(second, metric, cases, labels)
+    if metric != "dice":
+        return one, two
+    # What has no Dice is absent in the truth and not predicted; where the other method has 0, it invented something.
+    both = np.array([[case in _cases(a) & _cases(b) for case in cases] for a, b in zip(first, second, strict=True)])
+    right = [both[..., None] & np.isnan(own) & (other == 0) for own, other in ((one, two), (two, one))]
+    return np.where(right[0], 1.0, one), np.where(right[1], 1.0, two)
 
 
 def _scores(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from medcontext.data.labels import TABLE_SIZE, Labels
-from medcontext.data.scan import spacing_of
+from medcontext.data.scan import LabelMap, spacing_of
 from medcontext.errors import MedContextError, require
 from medcontext.evaluation import calibration, lesions
 from medcontext.evaluation.metrics import METRICS, measure
@@ -22,9 +22,12 @@ from medcontext.evaluation.pairing import pair_files, read_pair, some
 from medcontext.evaluation.policies import Outcome, policy_named
 from medcontext.evaluation.scoring import TOLERANCE, Scoring, definition
 from medcontext.evaluation.summary import summarise
-from medcontext.evaluation.surfaces import Mask, Spacing
+from medcontext.evaluation.surfaces import Mask, Voxel
 
 Box = tuple[slice, ...]
+
+RIGHT_ANGLE = 1e-4
+"""Cosine of the angle between two edges of a voxel up to which it is taken for a right one, which headers round."""
 
 
 def evaluate(
@@ -153,7 +156,7 @@ class _Scorer:
 
     def labels(self, found: set[int]) -> list[int]:
         """The labels that are scored, where these are found."""
-        return sorted(self.names if self._declared is not None else found | self._lesions | self._tolerances.keys())
+        return sorted(self.names if self._declared is not None else found | self._lesions)
 
     def settings(self, labels: Sequence[int]) -> dict[str, Any]:
         """As JSON holds them."""
@@ -164,6 +167,7 @@ class _Scorer:
             "tolerance_mm": tolerances,
             "lesions": sorted(self._lesions),
             "lesion_iou": self._scoring.lesion_iou,
+            "structures": {str(label): list(numbers) for label, numbers in self._structures({*labels}).items()},
         }
 
     def absent(self, label: int) -> dict[str, Any]:
@@ -175,7 +179,6 @@ class _Scorer:
     def score(self, prediction: Path, truth: Path, probabilities: Path | None) -> _Scored:
         """One case, from its files."""
         predicted, true, moved = read_pair(prediction, truth, resample=self._resample)
-        spacing = spacing_of(true.affine)
         reliability = {}
         if probabilities is not None:
             reliability = calibration.reliability(probabilities, true, self._declared)
@@ -192,7 +195,7 @@ class _Scorer:
             box = around([found[number] for found in boxes for number in numbers if number in found])
             if box is not None:
                 one, other = (_mask(each.array.T[box], numbers) for each in (predicted, true))
-                rows[label] = self._row(label, one, other, true.array.shape, spacing)
+                rows[label] = self._row(label, one, other, true)
         return _Scored(rows, moved, reliability)
 
     def _structures(self, found: set[int]) -> Mapping[int, tuple[int, ...]]:
@@ -201,14 +204,19 @@ class _Scorer:
             return {label: (label,) for label in sorted(found)}
         return {label: numbers for label, (_, numbers) in self._declared.structures.items()}
 
-    def _row(self, label: int, predicted: Mask, true: Mask, shape: tuple[int, ...], spacing: Spacing) -> dict[str, Any]:
+    def _row(self, label: int, predicted: Mask, true: Mask, within: LabelMap) -> dict[str, Any]:
         """The scores of one label that is in at least one of the two maps; axes of the masks are transposed."""
         tolerance = self._tolerances.get(label, self._tolerance)
         scores = measure(
-            predicted, true, spacing[::-1], tolerance=tolerance, hd95=self._scoring.hd95, cubes=self._policy.cubes
+            predicted,
+            true,
+            _voxel(within.affine)[::-1],
+            tolerance=tolerance,
+            hd95=self._scoring.hd95,
+            cubes=self._policy.cubes,
         )
         outcome: Outcome = "both" if predicted.any() and true.any() else "missed" if true.any() else "spurious"
-        diagonal = math.hypot(*(n * size for n, size in zip(shape, spacing, strict=True)))
+        diagonal = float(np.linalg.norm(within.affine[:3, :3] @ within.array.shape))
         row = {"outcome": outcome, **self._policy.apply(scores, outcome, diagonal)}
         if label in self._lesions:
             row |= lesions.detect(predicted, true, self._scoring.lesion_iou).row()
@@ -254,6 +262,16 @@ def around(boxes: Sequence[Box]) -> Box | None:
     if not boxes:
         return None
     return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
+
+
+def _voxel(affine: npt.NDArray[np.float64]) -> Voxel:
+    """The voxels of a grid: their sizes, or their edges where those are not at right angles."""
+    sizes, edges = spacing_of(affine), affine[:3, :3].T
+    cosines = edges @ edges.T / np.outer(sizes, sizes) - np.eye(3)
+    if np.abs(cosines).max() <= RIGHT_ANGLE:
+        return sizes
+    one, two, three = ((float(x), float(y), float(z)) for x, y, z in edges)
+    return one, two, three
 
 
 def _mask(array: npt.NDArray[np.int32], numbers: tuple[int, ...]) -> Mask:

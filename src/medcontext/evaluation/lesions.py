@@ -22,6 +22,9 @@ from medcontext.evaluation.surfaces import Mask
 IOU = 0.1
 """The threshold, where none is given."""
 
+ROUNDING = 1e-9
+"""A share that falls below the threshold by this little is the threshold itself, rounded."""
+
 KEYS = ("lesions_found", "lesions_missed", "lesions_spurious")
 """True positives, false negatives and false positives, as a row of scores holds them."""
 
@@ -73,7 +76,8 @@ def detect(prediction: Mask, truth: Mask, iou: float = IOU) -> Detection:
     both = prediction & truth
     keys, voxels = np.unique(predicted[both] * np.int64(len(of_truth)) + true[both], return_counts=True)
     rows, columns = np.divmod(keys, len(of_truth))
-    close = voxels >= iou * (of_prediction[rows] + of_truth[columns] - voxels)
+    least = iou * (of_prediction[rows] + of_truth[columns] - voxels)
+    close = voxels >= least * (1 - ROUNDING)
     shape = len(of_prediction), len(of_truth)
     graph = csr_array((np.ones(close.sum()), (rows[close], columns[close])), shape=shape)
     found = int((maximum_bipartite_matching(graph, perm_type="column") >= 0).sum())

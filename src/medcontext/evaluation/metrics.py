@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from medcontext.evaluation.surfaces import Hd95, Mask, Spacing, element_distances, voxel_distances
+from medcontext.evaluation.surfaces import Hd95, Mask, Voxel, element_distances, volume_of, voxel_distances
 
 OVERLAPS = ("dice", "iou", "nsd")
 """Scores from 0 to 1 that compare both masks alike."""
@@ -58,13 +58,13 @@ def iou(prediction: Mask, truth: Mask) -> float | None:
     return _Voxels.of(prediction, truth).iou
 
 
-def hd95(prediction: Mask, truth: Mask, spacing: Spacing, definition: Hd95 = "pooled") -> float | None:
+def hd95(prediction: Mask, truth: Mask, voxel: Voxel, definition: Hd95 = "pooled") -> float | None:
     """95th percentile of the surface distances in mm; ``None`` where a mask is empty.
 
     Args:
         prediction: ``(X, Y, Z)`` mask.
         truth: Mask of the same shape.
-        spacing: Voxel size in mm along each array axis.
+        voxel: Its size in mm along each array axis, or its edges.
         definition: ``pooled``, ``directed`` or ``weighted``: see :meth:`.surfaces.Distances.hd95`. The last one is of
             the surfaces' elements, the others of their voxels.
 
@@ -75,20 +75,20 @@ def hd95(prediction: Mask, truth: Mask, spacing: Spacing, definition: Hd95 = "po
     if pair is None:
         return None
     distances = element_distances if definition == "weighted" else voxel_distances
-    return distances(*pair, spacing).hd95(definition)
+    return distances(*pair, voxel).hd95(definition)
 
 
-def assd(prediction: Mask, truth: Mask, spacing: Spacing) -> float | None:
+def assd(prediction: Mask, truth: Mask, voxel: Voxel) -> float | None:
     """Average symmetric surface distance in mm; ``None`` where a mask is empty.
 
     Raises:
         ValueError: The shapes differ.
     """
     pair = _cropped(prediction, truth)
-    return None if pair is None else voxel_distances(*pair, spacing).assd()
+    return None if pair is None else voxel_distances(*pair, voxel).assd()
 
 
-def nsd(prediction: Mask, truth: Mask, spacing: Spacing, tolerance: float) -> float | None:
+def nsd(prediction: Mask, truth: Mask, voxel: Voxel, tolerance: float) -> float | None:
     """Normalised surface distance at a tolerance in mm; 0 where one mask is empty, ``None`` where both are.
 
     Raises:
@@ -97,18 +97,18 @@ def nsd(prediction: Mask, truth: Mask, spacing: Spacing, tolerance: float) -> fl
     pair = _cropped(prediction, truth)
     if pair is None:
         return 0.0 if _Voxels.of(prediction, truth).any else None
-    return element_distances(*pair, spacing, within=tolerance).nsd(tolerance)
+    return element_distances(*pair, voxel, within=tolerance).nsd(tolerance)
 
 
 def measure(
-    prediction: Mask, truth: Mask, spacing: Spacing, *, tolerance: float, hd95: Hd95 = "pooled", cubes: bool = False
+    prediction: Mask, truth: Mask, voxel: Voxel, *, tolerance: float, hd95: Hd95 = "pooled", cubes: bool = False
 ) -> dict[str, float | None]:
     """Everything at once: :data:`METRICS` by name.
 
     Args:
         prediction: ``(X, Y, Z)`` mask, cut to the box around both objects where speed matters.
         truth: Mask of the same shape.
-        spacing: Voxel size in mm along each array axis.
+        voxel: Its size in mm along each array axis, or its edges.
         tolerance: Of the normalised surface distance, in mm.
         hd95: Definition of it.
         cubes: Compute distances (not volumes) as if every voxel were a cube of 1 mm.
@@ -117,11 +117,11 @@ def measure(
         ValueError: The shapes differ.
     """
     voxels = _Voxels.of(prediction, truth)
-    ml = math.prod(spacing) / MM3_PER_ML
+    ml = volume_of(voxel) / MM3_PER_ML
     distances: dict[str, float | None] = dict.fromkeys(DISTANCES)
     surface_dice = 0.0 if voxels.any else None
     if voxels.prediction and voxels.truth:
-        grid = (1.0, 1.0, 1.0) if cubes else spacing
+        grid = (1.0, 1.0, 1.0) if cubes else voxel
         exact = hd95 == "weighted"
         between = voxel_distances(prediction, truth, grid)
         elements = element_distances(prediction, truth, grid, math.inf if exact else tolerance)

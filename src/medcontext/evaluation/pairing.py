@@ -9,11 +9,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from medcontext.data.scan import LabelMap, case_name, read_labels, scan_files, voxels_apart
+from medcontext.data.scan import AFFINE_TOLERANCE, LabelMap, case_name, read_labels, scan_files, voxels_apart
 from medcontext.errors import MedContextError
-
-ALIGNED = 0.01
-"""The furthest that a corner of a prediction's grid may lie from the truth's, in voxels (of their smallest side)."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def _other_grid(predicted: LabelMap, true: LabelMap) -> MedContextError | None:
     apart = 0.0
     if predicted.array.shape == true.array.shape:
         apart = voxels_apart(true.array.shape, true.affine, predicted.affine)
-        if apart <= ALIGNED:
+        if apart <= AFFINE_TOLERANCE:
             return None
     return MedContextError(
         "A prediction lies on another grid than its true label map.",

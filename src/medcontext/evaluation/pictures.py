@@ -15,7 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from medcontext.drawing import DPI, TRUTH_STYLE, contour, draw_legend, label_style, legend_size, short
-from medcontext.evaluation.turned import read_turned
+from medcontext.evaluation.turned import Structures, read_turned
+
+Drawn = Sequence[tuple[tuple[int, ...], Mapping[str, Any]]]
+"""Of each structure, the numbers that it is made of, and its style."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class _Row:
     place: str
 
 
-def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str]) -> bytes:
-    """Contours of the truth and of each run on one slice per case: a row per case, a column per source.
+def overlay_figure(cases: Sequence[OverlayCase], structures: Structures) -> bytes:
+    """Contours of each structure on one slice per case: a row per case, a column for the truth and for each run.
 
     The slice is the one with the most labels, then the most foreground, of the truth, in the plane of the finest
     resolution (axial where the voxels are about cubes), in radiological convention, cut to the region that any of the
@@ -58,7 +61,7 @@ def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str])
 
     Args:
         cases: The rows; all with the same runs, at least one.
-        label_names: Label number -> name, for the legend.
+        structures: Label -> name and the numbers that it is made of; other numbers are not drawn.
 
     Returns:
         A PNG.
@@ -66,12 +69,13 @@ def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str])
     Raises:
         MedContextError: A file cannot be read, or a label map has another shape than its scan.
     """
-    rows = [_row(case) for case in cases]
-    known = sorted({label for row in rows for each in row.maps for label in _labels(each)} | set(label_names) - {0})
-    styles = {label: label_style(index) for index, label in enumerate(known)}
-    shown = [label for label in known if any((each == label).any() for row in rows for each in row.maps)]
-
-    entries = [(label_names.get(label, f"label {label}"), styles[label]) for label in shown]
+    rows = [_row(case, structures) for case in cases]
+    drawn = [(numbers, label_style(index)) for index, (_, numbers) in enumerate(structures.values())]
+    entries = [
+        (name, style)
+        for (name, numbers), (_, style) in zip(structures.values(), drawn, strict=True)
+        if any(np.isin(each, numbers).any() for row in rows for each in row.maps)
+    ]
     if any(case.predictions for case in cases):
         entries.append(("truth's outline", TRUTH_STYLE))
     panel, left, gap, head = 2.75, 0.56, 0.1, 0.34
@@ -91,16 +95,17 @@ def overlay_figure(cases: Sequence[OverlayCase], label_names: Mapping[int, str])
         for column, (title, labels) in enumerate(zip(titles, row.maps, strict=True)):
             box = ((left + column * (panel + gap)) / width, top / height, panel / width, tall / height)
             axes = figure.add_axes(box)
-            _draw_slice(axes, row, labels, styles, outline=column > 0)
+            _draw_slice(axes, row, labels, drawn, outline=column > 0)
             axes.set_title(short(title[0], 20), loc="left", color="#ffffff", fontsize=11, pad=5, parse_math=False)
             axes.set_title(title[1], loc="right", color="#c9ced6", fontsize=10, pad=5)
     draw_legend(figure, entries, legend_columns)
     return png(figure)
 
 
-def _row(case: OverlayCase) -> _Row:
+def _row(case: OverlayCase, structures: Structures) -> _Row:
     """Read one case, turn it to RAS, and choose the slice and the region of it to show."""
-    turned = read_turned(case.images[0], [case.truth, *(path for path, _ in case.predictions.values())])
+    maps = [case.truth, *(path for path, _ in case.predictions.values())]
+    turned = read_turned(case.images[0], maps, structures)
     spacing, (truth, *_) = turned.spacing, turned.maps
     axis = int(np.argmax(spacing)) if max(spacing) > 1.1 * spacing[2] else 2
     index = _slice_to_show(truth, axis)
@@ -108,11 +113,11 @@ def _row(case: OverlayCase) -> _Row:
     flat = [np.take(each, index, axis=axis)[::-1, ::-1].T for each in (turned.image, *turned.maps)]
     across, down = (size for other, size in enumerate(spacing) if other != axis)
     region = _region(flat[1:], down, across)
-    image, *maps = (each[region] for each in flat)
+    image, *shown = (each[region] for each in flat)
     plane = ("sagittal", "coronal", "axial")[axis]
     return _Row(
         image=np.nan_to_num(image),
-        maps=tuple(maps),
+        maps=tuple(shown),
         height=image.shape[0] * down,
         width=image.shape[1] * across,
         sides=("A", "P") if axis == 0 else ("R", "L"),
@@ -145,18 +150,18 @@ def _region(maps: Sequence[npt.NDArray[np.int32]], down: float, across: float) -
     return slices[0], slices[1]
 
 
-def _draw_slice(axes: Any, row: _Row, labels: Any, styles: Mapping[int, Mapping[str, Any]], outline: bool) -> None:
-    """The grey slice, the contours of ``labels``, the letters of the patient's sides."""
+def _draw_slice(axes: Any, row: _Row, labels: Any, drawn: Drawn, outline: bool) -> None:
+    """The grey slice, the contours of each structure in ``labels``, the letters of the patient's sides."""
     low, high = np.percentile(row.image, (1, 99.5))
     axes.imshow(
         row.image, cmap="gray", vmin=low, vmax=high, extent=(0, row.width, row.height, 0),
         interpolation="bicubic", aspect="auto",
     )  # fmt: skip
     if outline:
-        for label in _labels(row.maps[0]):
-            contour(axes, row.maps[0] == label, (row.height, row.width), TRUTH_STYLE)
-    for label in _labels(labels):
-        contour(axes, labels == label, (row.height, row.width), styles[label])
+        for numbers, _ in drawn:
+            contour(axes, np.isin(row.maps[0], numbers), (row.height, row.width), TRUTH_STYLE)
+    for numbers, style in drawn:
+        contour(axes, np.isin(labels, numbers), (row.height, row.width), style)
     for x, letter in zip((0.025, 0.975), row.sides, strict=True):
         axes.text(
             x, 0.5, letter, transform=axes.transAxes, color="white", fontsize=9, va="center",

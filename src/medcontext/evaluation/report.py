@@ -166,7 +166,7 @@ def _case(
     dices: Mapping[str, float | None],
 ) -> str:
     images, truth = files
-    turned = read_turned(images[0], [truth, *(run.predictions[case] for run in runs)])
+    turned = read_turned(images[0], [truth, *(run.predictions[case] for run in runs)], runs[0].structures)
     structures = {label: numbers for label, (_, numbers) in runs[0].structures.items()}
     voxel = choose_voxel(turned.maps[0], turned.maps[1:])
     planes = three_planes(turned.image, turned.maps, structures, turned.spacing, voxel)

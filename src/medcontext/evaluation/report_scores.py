@@ -32,7 +32,12 @@ def verdicts(runs: Sequence[RunResults], compared: Mapping[str, Mapping[str, Any
     return [
         verdict(compared[other.name], other.name, runs[0].name)
         if other.name in compared
-        else f"{runs[0].name} and {other.name} can't be compared: they have no held-out case in common."
+        else f"{runs[0].name} and {other.name} can't be compared: "
+        + (
+            "they have no held-out case in common."
+            if other.data == runs[0].data
+            else "they are of different data sets."
+        )
         for other in runs[1:]
     ]
 

@@ -19,7 +19,8 @@ AT_ONCE = 500
 
 DEFINITION = {
     "difference": "second minus first, mean over the pairs (one per seed and case) in which both have a score; pairs "
-    "in which one has none are left out and counted; overall, a label of a case is",
+    "in which one has none are left out and counted; overall, a label of a case is. Where a label is absent and one "
+    "of the two finds it absent, which has no Dice, its Dice counts as 1 beside the other's",
     "interval": f"95 % percentile bootstrap interval of the mean difference, {RESAMPLES:,} resamples of the cases and, "
     "with several seeds, of seeds and cases at once, a drawn case being taken from every drawn seed (Owen, Annals of "
     "Applied Statistics 1(2), 2007), since every seed is scored on the same cases (where each has cases of its own, as "

@@ -25,6 +25,11 @@ from scipy.spatial import cKDTree
 
 Mask = npt.NDArray[np.bool_]
 Spacing = tuple[float, float, float]
+Edges = tuple[Spacing, Spacing, Spacing]
+Voxel = Spacing | Edges
+"""Size of a voxel in mm along each array axis; or its edges, a vector in mm for each axis, where they are not at right
+angles to one another, as of CT with a tilted gantry."""
+
 Values = npt.NDArray[np.float64]
 Corner = tuple[int, ...]
 
@@ -33,6 +38,18 @@ Hd95 = Literal["pooled", "directed", "weighted"]
 
 ROUNDING = 1e-6
 """A distance this share above the tolerance is still within it: headers keep spacings in single precision."""
+
+
+def edges_of(voxel: Voxel) -> Values:
+    """``(3, 3)``: a voxel's edges in mm, a row for each array axis."""
+    given = np.asarray(voxel, dtype=np.float64)
+    return np.diag(given) if given.ndim == 1 else given
+
+
+def volume_of(voxel: Voxel) -> float:
+    """In mm³."""
+    one, two, three = edges_of(voxel)
+    return abs(float(one @ np.cross(two, three)))
 
 
 @dataclass(frozen=True)
@@ -75,26 +92,26 @@ class Distances:
         return float(within / (self.there_weights.sum() + self.back_weights.sum()))
 
 
-def voxel_distances(a: Mask, b: Mask, spacing: Spacing) -> Distances:
+def voxel_distances(a: Mask, b: Mask, voxel: Voxel) -> Distances:
     """Distances between the surface voxels of two masks of one shape, both with at least one voxel."""
     surface_a, surface_b = border(a), border(b)
-    there, back = _between(surface_a, surface_b, spacing, math.inf)
+    there, back = _between(surface_a, surface_b, voxel, math.inf)
     return Distances(there, back, np.ones_like(there), np.ones_like(back))
 
 
-def element_distances(a: Mask, b: Mask, spacing: Spacing, within: float = math.inf) -> Distances:
+def element_distances(a: Mask, b: Mask, voxel: Voxel, within: float = math.inf) -> Distances:
     """Distances between the surface elements of two masks of one shape, both with at least one voxel.
 
     Args:
         a: ``(X, Y, Z)`` mask.
         b: The other.
-        spacing: Voxel size in mm along each array axis.
+        voxel: Its size, or its edges.
         within: Distances beyond this many mm need not be known (they become infinite), which is faster.
     """
     codes_a, codes_b = neighbour_codes(a), neighbour_codes(b)
     surface_a, surface_b = _mixed(codes_a), _mixed(codes_b)
-    there, back = _between(surface_a, surface_b, spacing, within * (1 + 2 * ROUNDING))
-    areas = element_areas(spacing)
+    there, back = _between(surface_a, surface_b, voxel, within * (1 + 2 * ROUNDING))
+    areas = element_areas(voxel)
     return Distances(there, back, areas[codes_a[surface_a]], areas[codes_b[surface_b]])
 
 
@@ -122,20 +139,21 @@ def neighbour_codes(mask: Mask) -> npt.NDArray[np.uint8]:
 
 
 @lru_cache(maxsize=16)
-def element_areas(spacing: Spacing) -> Values:
+def element_areas(voxel: Voxel) -> Values:
     """``(256,)`` mm²: area of the marching-cubes surface in the cube between eight voxel centres, by neighbour code.
 
     The corners of the cube that are fewer, those inside or those outside, fall into groups that hang together along its
     edges; a piece of surface through the middles of the cut edges parts each group from the rest (Lorensen and Cline,
     Computer Graphics 21(4), 1987). Where a piece is not flat, it is cut into triangles as surface-distance does.
     """
-    faces = np.array([spacing[1] * spacing[2], spacing[0] * spacing[2], spacing[0] * spacing[1]])
+    # What an area's normal in units of voxels becomes in mm.
+    faces = volume_of(voxel) * np.linalg.inv(edges_of(voxel))
     corners = list(product((0, 1), repeat=3))
     areas = np.zeros(256)
     for code in range(256):
         inside = {corner for bit, corner in enumerate(corners) if code >> bit & 1}
         fewer = inside if len(inside) <= 4 else set(corners) - inside
-        areas[code] = sum(np.linalg.norm(faces * normal) for group in _groups(fewer) for normal in _normals(group))
+        areas[code] = sum(np.linalg.norm(faces @ normal) for group in _groups(fewer) for normal in _normals(group))
     areas.flags.writeable = False
     return areas
 
@@ -187,13 +205,13 @@ def _mixed(codes: npt.NDArray[np.uint8]) -> Mask:
     return mixed
 
 
-def _between(a: Mask, b: Mask, spacing: Spacing, most: float) -> tuple[Values, Values]:
+def _between(a: Mask, b: Mask, voxel: Voxel, most: float) -> tuple[Values, Values]:
     """For each point of two surfaces, in array order, how far the nearest of the other is; infinite above ``most``.
 
     What both surfaces have in common lies at distance 0 and is not searched for.
     """
     places_a, places_b = np.flatnonzero(a), np.flatnonzero(b)
-    points_a, points_b = (_millimetres(places, a.shape, spacing) for places in (places_a, places_b))
+    points_a, points_b = (_millimetres(places, a.shape, voxel) for places in (places_a, places_b))
     alone_a, alone_b = ~b.ravel()[places_a], ~a.ravel()[places_b]
     there, back = np.zeros(len(places_a)), np.zeros(len(places_b))
     there[alone_a] = _nearest(points_a[alone_a], points_b, most)
@@ -201,9 +219,9 @@ def _between(a: Mask, b: Mask, spacing: Spacing, most: float) -> tuple[Values, V
     return there, back
 
 
-def _millimetres(places: npt.NDArray[np.intp], shape: tuple[int, ...], spacing: Spacing) -> Values:
+def _millimetres(places: npt.NDArray[np.intp], shape: tuple[int, ...], voxel: Voxel) -> Values:
     """``(N, 3)`` coordinates in mm of flat indices."""
-    points: Values = np.stack(np.unravel_index(places, shape), axis=1) * np.asarray(spacing)
+    points: Values = np.stack(np.unravel_index(places, shape), axis=1) @ edges_of(voxel)
     return points
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from medcontext.data.scan import read_labels, read_scan, spacing_of
 from medcontext.errors import MedContextError
+
+Structures = Mapping[int, tuple[str, tuple[int, ...]]]
+"""Label -> name and the numbers that it is made of."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,22 @@ class Turned:
     spacing: tuple[float, float, float]
 
 
-def read_turned(scan: Path, label_maps: Sequence[Path]) -> Turned:
+def read_turned(scan: Path, label_maps: Sequence[Path], structures: Structures) -> Turned:
     """Read a scan and its label maps.
+
+    Args:
+        scan: Of several channels, one that is shown.
+        label_maps: On its grid.
+        structures: Label -> name and the numbers that it is made of; other numbers, such as that of ignored voxels,
+            become 0.
 
     Raises:
         MedContextError: A file cannot be read, or a label map has another shape than its scan.
     """
     read = read_scan(scan)
+    numbers = [number for _, own in structures.values() for number in own]
     volumes = [read_labels(path).array for path in label_maps]
+    volumes = [np.where(np.isin(volume, numbers), volume, np.int32(0)) for volume in volumes]
     for path, volume in zip(label_maps, volumes, strict=True):
         if volume.shape != read.array.shape[1:]:
             raise MedContextError(

@@ -104,7 +104,7 @@ def extremes_figure(
             scan = dataset.cases[case]
             images = scan.images if missing is None else (write_what_is_left(case, scan, missing, Path(room)),)
             rows.append(OverlayCase(f"{rank} gain {gain:+.3f}", case, images, scan.label, columns))
-        return overlay_figure(rows, {number: name for number, (name, _) in labels.structures.items()})
+        return overlay_figure(rows, labels.structures)
 
 
 def _chosen(ranked: Sequence[tuple[str, float]]) -> list[tuple[str, tuple[str, float]]]:

@@ -90,10 +90,10 @@ def folds_table(summary: Mapping[str, Any]) -> Table:
     """What :func:`summarise` returns, for the terminal: a row per label and metric, then the overall ones."""
     folds = len(summary[OVERALL]["dice"]["folds"])
     made = Table(caption=f"{summary['cases']} cases, each held out once")
-    made.add_column("label")
+    made.add_column("label", overflow="fold")
     made.add_column("score")
     for heading in (*(f"fold {fold}" for fold in range(folds)), "mean (SD)", "all cases [95 %]", "missed"):
-        made.add_column(Text(heading), justify="right")
+        made.add_column(Text(heading), justify="right", overflow="fold")
     for label, entry in summary["labels"].items():
         name = Text(f"{label} {entry.get('name', '')}".strip())
         made.add_row(name, "Dice", *_cells(entry["dice"], ".3f"), f"{entry['missed']}")

@@ -18,7 +18,7 @@ from medcontext.evaluation.metrics import dice
 from medcontext.evaluation.statistics import Paired, paired
 from medcontext.files import read_json, write_json
 from medcontext.inference.model import load_tensors, save_tensors
-from medcontext.inference.postprocess import KEY, KEY_TOGETHER, Mask, Rule, changed_mask, voxel_ml
+from medcontext.inference.postprocess import KEY, KEY_TOGETHER, Mask, Rule, around_of, changed_mask, voxel_ml
 from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress
 from medcontext.training.device import choose_device
@@ -179,10 +179,11 @@ def _scores(
     scores = {}
     for number, (_, numbers) in labels.structures.items():
         mask, true = np.isin(predicted, numbers), np.isin(truth, numbers)
-        box = _box_around(mask | true)
+        box, around = _box_around(mask | true), around_of(labels, number)
         for rule in rules[number]:
-            changed = changed_mask(mask[box], rule, ml) & known[box]
-            score = dice(changed, true[box] & known[box])
+            # As in :func:`~medcontext.inference.postprocess.postprocess`, other structures are not filled.
+            changed = changed_mask(mask[box], rule, ml) & (mask[box] | (predicted[box] == around))
+            score = dice(changed & known[box], true[box] & known[box])
             scores[rule] = 1.0 if score is None else score
     return scores
 
