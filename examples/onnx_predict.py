@@ -57,6 +57,8 @@ def normalise(image: Array, how: dict[str, Any]) -> Array:
         while math.gcd(step, channel.size) > 1:
             step -= 1
         low, high = np.percentile(channel.ravel()[::step], values["percentiles"])
+        if low == high:
+            low, high = channel.min(), channel.max()
         clipped = channel.clip(low, high)
         mean = float(clipped.mean())
         std = max(float(clipped.std()), values["smallest_std"] * (1 + abs(mean)))

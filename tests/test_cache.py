@@ -153,6 +153,17 @@ def test_content_is_read_once_and_again_when_it_changes(tmp_path, monkeypatch):
         known.digest(tmp_path / "absent.nii.gz")
 
 
+def test_what_can_not_be_remembered_is_no_reason_to_stop(data, tmp_path):
+    """A cache that is full or may only be read holds what it holds."""
+    cases, *_ = data
+    (tmp_path / "file").touch()
+    known = KnownContent(tmp_path / "file" / "known.json")
+    assert known.digest(cases[0].images[0]) == content_digest(cases[0].images[0])
+    known.save()
+    dataset = open_dataset(cases[0].images[0].parents[1])
+    assert check_dataset(dataset, cache=tmp_path / "file" / "checks").facts.keys() == dataset.cases.keys()
+
+
 @pytest.mark.parametrize("header", ["scan.mhd", "scan.nhdr"])
 @pytest.mark.parametrize("before_it", ["", "Comment = " + 100_000 * "x" + "\n"])
 def test_voxels_beside_their_header_count_too(tmp_path, header, before_it):

@@ -153,6 +153,13 @@ def test_declared_labels_that_occur_nowhere(tmp_path):
     assert report.findings[0].error.file == str(tmp_path / "dataset.json")
 
 
+@pytest.mark.parametrize("declared", [{}, {"labels": {"0": "background", "1": "liver"}}])
+def test_where_nothing_is_labelled_nothing_can_be_trained(tmp_path, declared):
+    cases = {name: (image, label * 0, affine) for name, (image, label, affine) in good().items()}
+    errors = check_dataset(open_dataset(make(tmp_path, cases, declared))).errors
+    assert [(each.case, each.error.problem) for each in errors] == [(None, "Nothing is labelled in this data set.")]
+
+
 def test_a_label_that_one_case_lacks_is_counted_and_no_finding(tmp_path):
     cases = good()
     both = label(2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,22 @@ def test_brackets_in_names_are_no_markup(own_tiny, capsys, monkeypatch, name):
     (data / "labelsTr" / "case_01.nii.gz").unlink()
     assert run("check", name) == 1
     assert name in capsys.readouterr().out
+
+
+def test_a_name_that_is_no_text_is_shown_all_the_same(own_tiny):
+    """As of a file that was packed on another system."""
+    label = own_tiny / "labelsTr" / "case_01.nii.gz"
+    try:
+        label.rename(label.parent / os.fsdecode(b"caf\xe9.nii.gz"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    found = subprocess.run(
+        [sys.executable, "-m", "medcontext", "check", own_tiny],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert b"Traceback" not in found.stderr
+    assert b"error(s)" in found.stdout
 
 
 def test_errors_are_sentences_and_not_tracebacks(tmp_path, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from medcontext.data.recipes.catalogue import RECIPES
 from tests.conftest import write_nifti
@@ -53,6 +54,20 @@ def test_a_split_is_written_checked_and_trained_on(own_tiny, tmp_path, capsys):
     assert run(*arguments, "--split", tmp_path / "s.json", "--fold", 1) == 0
     trained = json.loads((tmp_path / "run" / "split.json").read_text())
     assert trained == json.loads((tmp_path / "s.json").read_text())["folds"][1]
+
+
+@pytest.mark.parametrize("share", [-1, 1, 30])
+@pytest.mark.parametrize("option", ["--test-share", "--validation-share"])
+def test_a_share_is_a_share(tiny, tmp_path, capsys, option, share):
+    assert run("split", tiny, tmp_path / "s.json", option, share) == 1
+    assert "a share from 0" in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_data_with_errors_are_not_planned(own_tiny, capsys):
+    (own_tiny / "imagesTr" / "case_02.nii.gz").write_bytes(b"broken")
+    assert run("plan", own_tiny) == 1
+    assert "1 error(s)" in capsys.readouterr().err
 
 
 def test_a_plan_is_edited_compared_and_followed(tiny, tmp_path, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medcontext.data.case import Case, UnlabelledCase
+from medcontext.data.check import check_dataset
 from medcontext.data.dataset import open_dataset
 from medcontext.errors import MedContextError
 
@@ -105,6 +106,24 @@ def test_a_line_that_can_not_be_used_is_named(tmp_path, name, text, line):
         open_dataset(tmp_path)
     assert caught.value.file == str(tmp_path / name)
     assert line in caught.value.found
+
+
+def test_patients_may_be_numbers_zero_too_and_spaces_are_no_part_of_them(tmp_path):
+    rows = [{"name": f"s{k}", "images": ["x"], "label": "y", "patient": k // 2} for k in range(4)]
+    (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert open_dataset(tmp_path).patients == {"s0": "0", "s1": "0", "s2": "1", "s3": "1"}
+    (tmp_path / "cases.jsonl").unlink()
+    (tmp_path / "cases.csv").write_text("name,image,label,patient\na,x,y,P1\nb,x,y,P1 \nc,x,y,\n")
+    assert open_dataset(tmp_path).patients == {"a": "P1", "b": "P1", "c": "c"}
+
+
+def test_links_to_what_is_not_there_are_cases_that_can_not_be_read(tmp_path):
+    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
+    for folder in ("images", "labels"):
+        (tmp_path / folder / "b.nii.gz").symlink_to(tmp_path / "gone" / "b.nii.gz")
+    assert open_dataset(tmp_path).cases.keys() == {"a", "b"}
+    wrong = {finding.error.file for finding in check_dataset(open_dataset(tmp_path)).errors if finding.case == "b"}
+    assert wrong == {str(tmp_path / folder / "b.nii.gz") for folder in ("images", "labels")}
 
 
 def test_what_is_no_text_is_no_case_list(tmp_path):

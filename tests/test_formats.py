@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from medcontext.data.scan import read_labels, read_scan, write_labels
+from medcontext.data.scan import read_labels, read_scan, spacing_of, write_labels
 from medcontext.errors import MedContextError
 from tests.conftest import write_nifti
 
@@ -210,6 +210,28 @@ def test_label_maps_of_one_format_are_written_in_another(tmp_path, ending):
         assert image.TransformIndexToPhysicalPoint((1, 2, 3)) == pytest.approx(tuple(point), abs=1e-5)
     with pytest.raises(MedContextError, match="not of a kind"):
         write_labels(tmp_path / "out.mhd", labels, like=written)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_voxels_without_a_size_are_refused_where_it_counts(tmp_path, ending):
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape((4, 4, 4))
+    header.set_qform(np.diag([2.0, 2, 2, 1]), 1)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    header["pixdim"][3] = 0
+    for sform in (0, 1):
+        if sform:
+            header.set_sform(np.diag([2.0, 2, 5, 1]), 1)
+        content = header.binaryblock + bytes(4 + 128)
+        path = tmp_path / f"scan{ending}"
+        path.write_bytes(content if ending == ".nii" else gzip.compress(content))
+        if sform:
+            assert spacing_of(read_scan(path).affine) == (2, 2, 5)
+        else:
+            with pytest.raises(MedContextError, match="no size") as error:
+                read_scan(path)
+            assert "2 x 2 x 0" in error.value.found
 
 
 def absurd(folder: Path) -> list[Path]:

@@ -49,6 +49,17 @@ def test_mri_is_standardised_channel_by_channel(seed, scale, offset):
     assert np.array_equal(image, before)
 
 
+def test_a_channel_of_few_points_keeps_them():
+    """As a map of clicks or scribbles; between percentiles that are the same nothing would be left of it."""
+    image = np.random.default_rng(0).gamma(2, 1, (2, 16, 16, 16)).astype(np.float32)
+    image[1] = 0
+    image[1, 3, 4:8, 5] = 2
+    prepared, _ = prepare_image(scan_of(image), plan_for(2))
+    share = (image[1] > 0).mean()
+    expected = (image[1] - 2 * share) / (2 * np.sqrt(share * (1 - share)))
+    assert np.allclose(prepared[1], expected, rtol=1e-4)
+
+
 def test_ct_keeps_its_scale():
     image = np.random.default_rng(0).normal(50, 300, (1, 8, 9, 7)).astype(np.float32)
     before = image.copy()

@@ -325,13 +325,24 @@ def test_brats_regions_are_written_with_the_number_that_the_download_uses(tmp_pa
     content = described(out)
     assert content["labels"] == {
         "background": 0,
-        "whole tumor": [1, 2, 3, 4],
-        "tumor core": [1, 3, 4],
-        "enhancing tumor": [3, 4],
+        "whole tumor": [1, 2, written],
+        "tumor core": [1, written],
+        "enhancing tumor": [written],
     }
     assert content["regions_class_order"] == [2, 1, written]
     regions = ["whole tumor", "tumor core", "enhancing tumor"]
     assert [region.name for region in open_dataset(out).labels.regions] == regions
+
+
+def test_linked_folders_of_a_download_are_looked_into(tmp_path):
+    real = brats_2021(tmp_path / "elsewhere")
+    (tmp_path / "download").mkdir()
+    for folder in real.iterdir():
+        (tmp_path / "download" / folder.name).symlink_to(folder)
+    (tmp_path / "download" / "loop").symlink_to(tmp_path / "download")
+    linked, plain = (import_dataset("brats", source, tmp_path / f"{k}") for k, source in
+                     enumerate((tmp_path / "download", real)))  # fmt: skip
+    assert open_dataset(linked).cases.keys() == open_dataset(plain).cases.keys() != set()
 
 
 def test_brats_channels_have_one_order_whatever_their_names(tmp_path):

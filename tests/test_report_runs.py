@@ -107,6 +107,18 @@ def test_what_can_be_mended_is_said(runs, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
+def test_a_data_set_that_was_moved_is_where_the_run_was_last_resumed(own_tiny, runs, tmp_path):
+    config = settings(tmp_path / "cache")
+    run = RunFolder(train(own_tiny, tmp_path / "run", config))
+    moved = own_tiny.rename(tmp_path / "moved")
+    with pytest.raises(MedContextError, match="not where it was") as error:
+        report_runs([run.path])
+    assert "--resume" in error.value.remedy
+    train(moved, run.path, config, resume=True)
+    assert run.data == moved
+    assert report_runs([run.path]).is_file()
+
+
 def test_the_command_takes_runs_in_a_row(runs, tmp_path, capsys):
     ours, base = (shutil.copytree(runs[name].path, tmp_path / name) for name in ("ours", "base"))
     assert command("report", ours, base) == 0

@@ -102,11 +102,14 @@ def plan(
     from medcontext.training.config import TrainConfig
     from medcontext.training.device import choose_device
     from medcontext.training.estimate import estimate
-    from medcontext.training.setup import build, checked, plan_for, resolve
+    from medcontext.training.setup import build, checked, plan_for, require_clean, resolve
 
     report = checked(open_dataset(data), cache, Progress())
+    require_clean(report)
     network_spec(network, allow_import=True)
-    asked = TrainConfig(preset=preset, network=network, patch=patch, spacing=spacing, batch_size=batch_size)
+    asked = TrainConfig(
+        preset=preset, network=network, patch=patch, spacing=spacing, batch_size=batch_size, cache=cache
+    )
     chosen = choose_device(device)
     planned = plan_for(report, asked, chosen)
     print_table(fingerprint_table(take_fingerprint(report)))

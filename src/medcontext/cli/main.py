@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -54,6 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and leave with its exit code: 0 well, 1 something is wrong, 2 called wrongly, 130 stopped."""
     # Threads that wait for each other by spinning make a step ten times slower as soon as another program wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # Names of files need not be text; that they can't be shown as they are must not end a command.
+            stream.reconfigure(errors="backslashreplace")
     given = [_with_underscores(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
     parser = _parser(given)
     settings = parser.parse_args(given)

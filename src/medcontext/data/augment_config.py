@@ -19,7 +19,8 @@ class AugmentConfig:
     """How patches are varied. Every probability is per patch, and every range is (least, most).
 
     Ranges and probabilities are those that nnU-Net trains with (Isensee et al., Nature Methods 18 (2021); numbers of
-    version 2.8), but for mirroring, which is off here.
+    version 2.8), but for mirroring, which is off here, and for turns where slices are thick, which go up to 180 degrees
+    there. Slices are thick where the spacing says so, there where the shape of the patch does.
     """
 
     rotation_probability: float = 0.2

@@ -25,7 +25,7 @@ from medcontext.data.scan import read_labels, read_scan
 from medcontext.errors import MedContextError
 from medcontext.memory import at_once, processors
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the preparation of a case changes, so that what older versions cached is not used."""
 
 MADE_BY = ("channels", "labels", "orientation", "spacing", "normalisation")

@@ -51,7 +51,7 @@ def read(file: Path) -> Listed:
         if name in cases or name in to_predict:
             raise _wrong(file, line, f"'{name}' for the second time", "every name once")
         paths = tuple(file.parent / each for each in images)
-        patient, stratum = str(row.get("patient") or name), row.get("stratum")
+        patient, stratum = _text(row.get("patient")) or name, _text(row.get("stratum"))
         if label == UNLABELLED:
             cases[name] = UnlabelledCase(name, paths, patient)
         elif label:
@@ -60,11 +60,16 @@ def read(file: Path) -> Listed:
                 paths,
                 file.parent / str(label),
                 patient=patient,
-                stratum=None if stratum in (None, "") else str(stratum),
+                stratum=stratum or None,
             )
         else:
             to_predict[name] = paths
     return cases, to_predict
+
+
+def _text(value: Any) -> str:
+    """A name, which may be a number (0, too), without spaces around it; empty where there is none."""
+    return "" if value is None else str(value).strip()
 
 
 def _jsonl(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -63,5 +64,6 @@ def keep(file: Path, examined: Examined) -> None:
         "label_hash": examined.label_hash,
         "no_geometry": examined.no_geometry,
     }
-    with replacing(file) as temporary:
+    # What can't be kept is read again the next time: no reason not to go on.
+    with contextlib.suppress(OSError), replacing(file) as temporary:
         np.savez(temporary, values=np.array(json.dumps(values)), foreground=examined.facts.foreground)

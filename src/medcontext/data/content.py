@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -89,8 +90,9 @@ class KnownContent:
         return digest
 
     def save(self) -> None:
-        """Write them down."""
-        write_json(self._path, self._known)
+        """Write them down; what can't be is computed again the next time."""
+        with contextlib.suppress(OSError):
+            write_json(self._path, self._known)
 
 
 def _digest(files: Sequence[Path]) -> str:

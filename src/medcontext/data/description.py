@@ -43,12 +43,20 @@ def read_description(folder: Path) -> Description:
     content = read_json(file)
     if not isinstance(content, dict):
         raise MedContextError("This file does not describe a data set.", file=file, expected="a JSON object")
-    name = content.get("name")
+    name, protocol = content.get("name"), content.get("protocol") or {}
+    if not isinstance(protocol, dict):
+        raise MedContextError(
+            "The protocol in dataset.json can't be read.",
+            file=file,
+            found=str(protocol)[:200],
+            expected='an object, such as {"spacing": [1.0, 1.0, 1.0]}',
+            remedy="correct or remove it",
+        )
     return Description(
         name=None if name is None else str(name),
         modality=_modality(file, content.get("modality") or content.get("channel_names") or {}),
         labels=_labels(file, content),
-        protocol=content.get("protocol") or {},
+        protocol=protocol,
     )
 
 
@@ -82,10 +90,12 @@ def _labels(file: Path, content: Mapping[str, Any]) -> Labels | None:
         if any(isinstance(number, list) for number in numbers.values()):
             labels = _regions(numbers, [int(n) for n in content["regions_class_order"]], background, ignore)
             _require_readable(file, labels)
-            return labels
-        named = sorted((int(number), str(name)) for name, number in numbers.items() if int(number) != 0)
-        if len({number for number, _ in named}) < len(named):
-            raise ValueError("two labels of one number")
+        else:
+            named = sorted((int(number), str(name)) for name, number in numbers.items() if int(number) != 0)
+            if len({number for number, _ in named}) < len(named):
+                raise ValueError("two labels of one number")
+            labels = Labels(dict(named), background, ignore)
+        _require_one_meaning(labels)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise MedContextError(
             "The labels declared in dataset.json can't be read.",
@@ -95,7 +105,18 @@ def _labels(file: Path, content: Mapping[str, Any]) -> Labels | None:
             "with regions_class_order",
             remedy="give every label one whole number and one name of its own",
         ) from None
-    return Labels(dict(named), background, ignore)
+    return labels
+
+
+def _require_one_meaning(labels: Labels) -> None:
+    """As of a plan: every number is above 0 and has one meaning."""
+    numbers = [*labels.names, *labels.background, *([] if labels.ignore is None else [labels.ignore])]
+    wrong = next((number for number in numbers if number < 1), None)
+    if wrong is not None:
+        raise ValueError(f"label {wrong}: labels, ignored voxels and further background have numbers above 0")
+    twice = next((number for number in numbers if numbers.count(number) > 1), None)
+    if twice is not None:
+        raise ValueError(f"label {twice} has two meanings")
 
 
 def _require_readable(file: Path, labels: Labels) -> None:

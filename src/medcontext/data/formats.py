@@ -73,6 +73,7 @@ def read_nifti(path: Path) -> Volume:
         start = stream.read(nib.Nifti2Header.sizeof_hdr)
         kind: Any = nib.Nifti2Header if nib.Nifti2Header.may_contain_header(start) else nib.Nifti1Header
         header = kind(start[: kind.sizeof_hdr])
+        _require_voxel_size(path, kind(start[: kind.sizeof_hdr], check=False))
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         size = offset + _size(path, shape, dtype)
         _require_memory(path, size)
@@ -86,6 +87,19 @@ def read_nifti(path: Path) -> Volume:
     if array.ndim == 5 and array.shape[3] == 1:  # ITK leaves the fourth axis to time
         array = array[:, :, :, 0]
     return Volume(array, header.get_best_affine(), header)
+
+
+def _require_voxel_size(path: Path, header: Any) -> None:
+    """Refuse a size of 0 where it counts, which nibabel would take for 1 mm."""
+    sizes = header["pixdim"][1:4]
+    if header["sform_code"] == 0 and not sizes.all():
+        raise MedContextError(
+            "The header gives a voxel no size.",
+            file=path,
+            found=f"voxels of {' x '.join(f'{size:g}' for size in sizes)} mm",
+            expected="sizes above 0",
+            remedy="export it again from the DICOM, or correct the spacing in its header",
+        )
 
 
 def read_nrrd(path: Path) -> Volume:

@@ -122,6 +122,9 @@ def _normalise(image: npt.NDArray[np.float32], how: Normalisation) -> npt.NDArra
     normalised = np.empty_like(image)
     for channel, values in enumerate(image):
         low, high = (float(value) for value in np.percentile(_sample(values), PERCENTILES))
+        if low == high:
+            # Nearly all voxels have one value, and the channel says something by the others, as a map of few points.
+            low, high = float(values.min()), float(values.max())
         clipped = np.clip(values, low, high)
         mean = float(clipped.mean())
         normalised[channel] = _scale(values, low, high, mean, max(float(clipped.std()), SMALLEST_STD * (1 + abs(mean))))

@@ -74,7 +74,9 @@ def scan_files(folder: Path) -> dict[str, Path]:
         raise MedContextError("There is no such folder.", file=folder, remedy="check the path")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        readable = is_series(path) or (path.is_file() and path.name.lower().endswith(ENDINGS))
+        # A link to what isn't there is a scan that can't be read, and no folder with one scan less.
+        there = path.is_file() or (path.is_symlink() and not path.exists())
+        readable = is_series(path) or (there and path.name.lower().endswith(ENDINGS))
         if path.name.startswith(".") or not readable:
             continue
         name = case_name(path)

@@ -120,10 +120,25 @@ def odd_geometry(examined: Sequence[tuple[Member, Examined]]) -> list[Finding]:
 
 
 def absent_labels(dataset: Dataset, facts: Mapping[str, CaseFacts]) -> list[Finding]:
-    """Declared labels that no case has."""
-    if dataset.labels is None or not facts:
+    """Declared labels that no case has; an error where none has any."""
+    if not facts:
         return []
     seen = {number for case in facts.values() for number in case.voxels}
+    if not seen & (seen if dataset.labels is None else dataset.labels.names.keys()):
+        return [
+            Finding(
+                "error",
+                None,
+                MedContextError(
+                    "Nothing is labelled in this data set.",
+                    file=dataset.root,
+                    found=f"background only in the label maps of {len(facts)} case(s)",
+                    remedy="label at least one structure in one case or more",
+                ),
+            )
+        ]
+    if dataset.labels is None:
+        return []
     absent = [f"{number} ({name})" for number, name in dataset.labels.names.items() if number not in seen]
     if not absent:
         return []

@@ -49,6 +49,7 @@ def make_split(
     Raises:
         MedContextError: Too few cases for three parts, or a case with no patient or stratum.
     """
+    _require_shares(test_share=test_share, validation_share=validation_share)
     names = sorted(cases)
     patients = patient if isinstance(patient, Mapping) else patients_of(names, patient)
     groups = by_patient(names, patients)
@@ -87,6 +88,7 @@ def make_folds(
         MedContextError: Fewer than 2 folds, too few patients, or a case with no stratum.
     """
     require(folds >= 2, "folds", folds, "a whole number, 2 or more")
+    _require_shares(validation_share=validation_share)
     groups = by_patient(sorted(patients), patients)
     if len(groups) < folds:
         raise MedContextError(
@@ -228,6 +230,11 @@ def _strata_of(groups: Mapping[str, list[str]], strata: Mapping[str, Hashable] |
 
 def _cases_of(patients: Iterable[str], groups: Mapping[str, list[str]]) -> tuple[str, ...]:
     return tuple(sorted(name for patient in patients for name in groups[patient]))
+
+
+def _require_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        require(0 <= share < 1, name, share, "a share from 0 up to, and not including, 1")
 
 
 def _share_of(count: int, share: float) -> int:

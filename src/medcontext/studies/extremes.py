@@ -9,12 +9,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from medcontext.data.dataset import Dataset, open_dataset
+from medcontext.data.dataset import Dataset
 from medcontext.data.labels import Labels
 from medcontext.errors import MedContextError
 from medcontext.evaluation.compare import per_case
 from medcontext.evaluation.summary import mean
 from medcontext.files import read_json
+from medcontext.studies.holdout import data_of
 from medcontext.studies.missing_parts import write_what_is_left
 from medcontext.training.run import RunFolder
 
@@ -54,7 +55,7 @@ def picture_of_runs(first: Sequence[Path], second: Sequence[Path], names: tuple[
                 remedy="write the run's report first (medcontext report), or leave out pictures",
             )
     scored = [Scored(read_json(run.evaluation), run.predictions) for run in runs]
-    dataset = open_dataset(Path(read_json(runs[0].about)["data"]))
+    dataset = data_of(runs[0])
     return extremes_figure(scored[: len(first)], scored[len(first) :], names, dataset, runs[0].read_plan().labels)
 
 

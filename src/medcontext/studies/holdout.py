@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from medcontext.data.dataset import Dataset
+from medcontext.data.dataset import Dataset, open_dataset
 from medcontext.errors import MedContextError
 from medcontext.evaluation.evaluate import evaluate
 from medcontext.files import write_json
@@ -13,6 +13,23 @@ from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress
 from medcontext.training.device import choose_device
 from medcontext.training.run import RunFolder
+
+
+def data_of(run: RunFolder) -> Dataset:
+    """The data set that a run was trained on.
+
+    Raises:
+        MedContextError: It is no longer there.
+    """
+    if not run.data.exists():
+        raise MedContextError(
+            "The data set of this run is not where it was.",
+            file=run.path,
+            found=f"nothing at {run.data}",
+            remedy="put it back, or make a link to it there; or tell the run where it is now "
+            f"('medcontext train DATA --out {run.path} --resume')",
+        )
+    return open_dataset(run.data)
 
 
 def score_held_out(

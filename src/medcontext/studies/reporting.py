@@ -8,15 +8,15 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from medcontext.data.dataset import Dataset, open_dataset
+from medcontext.data.dataset import Dataset
 from medcontext.errors import MedContextError
 from medcontext.evaluation.report import picks, write_report
 from medcontext.evaluation.run_results import RunResults
 from medcontext.evaluation.summary import summarise
-from medcontext.files import read_json, require_writable
+from medcontext.files import require_writable
 from medcontext.inference.models import model_files
 from medcontext.progress import Progress
-from medcontext.studies.holdout import score_held_out
+from medcontext.studies.holdout import data_of, score_held_out
 from medcontext.studies.masked_pass import masked_pass
 from medcontext.studies.run_facts import environment, facts
 from medcontext.training.run import RunFolder
@@ -54,7 +54,7 @@ def report_runs(
     require_writable(page)
     folders = [_folds(path) for path in runs]
     _require_once(runs)
-    datasets = {path: open_dataset(path) for path in dict.fromkeys(_data(folds) for folds in folders)}
+    datasets = {_data(folds): data_of(next(iter(folds.values()))) for folds in folders}
     results: list[RunResults] = []
     for name, folds in zip(_names(runs, folders), folders, strict=True):
         dataset = datasets[_data(folds)]
@@ -92,7 +92,7 @@ def _data(folds: Folds) -> Path:
     """The data set that a run, or the first fold, was trained on."""
     first = next(iter(folds.values()))
     first.read_config()
-    return Path(read_json(first.about)["data"])
+    return first.data
 
 
 def _names(paths: Sequence[Path], folders: Sequence[Folds]) -> list[str]:

@@ -17,7 +17,7 @@ def facts(run: RunFolder) -> dict[str, str]:
     method = run.read_settings().method_config()
     chosen = about["validation_dice"] is not None and settings.get("keep", "best") == "best"
     return {
-        "Data": read_json(run.about)["data"],
+        "Data": str(run.data),
         "Preset": settings["preset"],
         "Masking": _masking(method) if method.masks else "none",
         "Network": f"{settings['network']}, {about['parameters']:,} parameters",

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medcontext.data.dataset import Dataset, open_dataset
+from medcontext.data.dataset import Dataset
 from medcontext.data.labels import Labels
 from medcontext.data.scan import read_labels
 from medcontext.errors import MedContextError
 from medcontext.evaluation.metrics import dice
 from medcontext.evaluation.statistics import Paired, paired
-from medcontext.files import read_json, write_json
+from medcontext.files import write_json
 from medcontext.inference.model import load_tensors, save_tensors
 from medcontext.inference.postprocess import KEY, KEY_TOGETHER, Mask, Rule, around_of, changed_mask, voxel_ml
 from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress
+from medcontext.studies.holdout import data_of
 from medcontext.training.device import choose_device
 from medcontext.training.run import RunFolder
 
@@ -136,7 +137,7 @@ def tune(runs: Sequence[Path], *, device: str = "auto", progress: Progress | Non
 
 
 def _validation(run: RunFolder) -> tuple[Dataset, tuple[str, ...]]:
-    dataset, names = open_dataset(Path(read_json(run.about)["data"])), run.read_split().validation
+    dataset, names = data_of(run), run.read_split().validation
     missing = [name for name in names if name not in dataset.cases]
     if not names or missing:
         raise MedContextError(

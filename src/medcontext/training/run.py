@@ -121,6 +121,12 @@ class RunFolder:
         """Whether the training has come to its end, which it notes itself once nothing is left to do."""
         return "finished" in read_json(self.about)
 
+    @property
+    def data(self) -> Path:
+        """The data set that it was trained on, where it lay when the run was last resumed."""
+        about = read_json(self.about)
+        return Path([about, *about.get("resumed", [])][-1]["data"])
+
     def read_config(self) -> dict[str, Any]:
         """The settings as plain values."""
         import yaml

@@ -72,17 +72,18 @@ def read(folder: Path, files: Sequence[Path]) -> Contents:
             expected=LAYOUT,
             remedy="download the training data; the validation data come without labels",
         )
+    enhancing = _enhancing(labels, usual)
     return Contents(
         description={
             "name": "BraTS",
             "channel_names": CHANNELS,
             "labels": {
                 "background": 0,
-                "whole tumor": [1, 2, 3, 4],
-                "tumor core": [1, 3, 4],
-                "enhancing tumor": [3, 4],
+                "whole tumor": [1, 2, enhancing],
+                "tumor core": [1, enhancing],
+                "enhancing tumor": [enhancing],
             },
-            "regions_class_order": [2, 1, _enhancing(labels, usual)],
+            "regions_class_order": [2, 1, enhancing],
         },
         protocol=_protocol(),
         cases=cases,

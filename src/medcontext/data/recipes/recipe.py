@@ -100,9 +100,16 @@ def is_junk(path: PurePosixPath) -> bool:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Every file in a folder and its subfolders, sorted, without what is hidden or left by a file manager."""
-    found = []
-    for place, subfolders, names in os.walk(folder):
+    """Every file in a folder and its subfolders, linked ones too, sorted, without what is hidden or left by a file
+    manager."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for place, subfolders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link back to a folder that it is in
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders[:] = [name for name in subfolders if not is_junk(PurePosixPath(name))]
         found += [Path(place) / name for name in names if not is_junk(PurePosixPath(name))]
     return sorted(found)

@@ -23,6 +23,8 @@ from medcontext.inference.sliding import OVERLAP
 
 _STEPS = (
     f"ends := torch.from_numpy(numpy.percentile(image.flatten(1).numpy(), {list(PERCENTILES)}, axis=1)).float()",
+    "extremes := torch.stack((image.amin((1, 2, 3)), image.amax((1, 2, 3))))",
+    "ends := torch.where(ends[0] < ends[1], ends, extremes)",
     "clipped := image.clamp(*ends[..., None, None, None])",
     "mean := clipped.mean((1, 2, 3), keepdim=True)",
     f"least := {SMALLEST_STD} * (1 + mean.abs())",

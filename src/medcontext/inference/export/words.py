@@ -121,7 +121,8 @@ def _normalisation(how: Mapping[str, Any]) -> str:
     low, high = values["percentiles"]
     many = values["percentile_voxels"]
     return (
-        f"For each channel: clip to the {low:g}th and {high:g}th percentile, subtract the mean of what that gives and "
+        f"For each channel: clip to the {low:g}th and {high:g}th percentile (where they are the same, to the least and "
+        "the most), subtract the mean of what that gives and "
         f"divide by its standard deviation (by {values['smallest_std']:g} * (1 + |mean|) if that is more). Of "
         f"{2 * many:,} voxels or more, percentiles are those of every k-th voxel in C order: k = voxels // {many:,}, "
         "or the next smaller number that shares no factor with the number of voxels."
