@@ -96,6 +96,7 @@ def test_mirroring_needs_a_training_with_it():
         {"spacing": (1.0, 1.0, 1.0)},
         {"patch": (8, 8, 8)},
         {"labels": Labels({1: "a", 5: "b"})},
+        {"labels": Labels(dict(reversed(PLAN.labels.names.items())))},
         {"normalisation": Normalisation("ct", -100, 100, 0, 50)},
         {"orientation": "RAS"},
         {"channels": 2},

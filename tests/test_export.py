@@ -166,6 +166,28 @@ def test_every_network_is_traced_for_any_device(network, tmp_path):
     assert 'Device = prim::Constant[value="cpu"]' not in str(traced.inlined_graph)
 
 
+SHIFTED = {"depths": [2, 2, 2, 2], "window": 4, "norm": "instance"}
+"""Of the smallest Swin UNETR no block has shifted windows."""
+
+
+def test_shifted_windows_are_traced_for_any_device(tmp_path):
+    plan = make_plan("regions", patch=(32, 32, 64))
+    model = write_model(tmp_path / "model.pt", plan, "swin_unetr", **SHIFTED)
+    export_model(model, tmp_path / "out", "torchscript")
+    with pytest.deprecated_call():
+        traced = torch.jit.load(tmp_path / "out" / "model.ts")
+    assert 'Device = prim::Constant[value="cpu"]' not in str(traced.inlined_graph)
+
+
+@pytest.mark.parametrize(("network", "settings"), [("unet", {}), ("swin_unetr", SHIFTED)])
+def test_a_torch_export_asks_for_no_device(network, settings, tmp_path):
+    plan = make_plan("regions", patch=(32, 32, 64))
+    model = write_model(tmp_path / "model.pt", plan, network, **settings)
+    export_model(model, tmp_path / "out", "torch-export")
+    program = torch.export.load(tmp_path / "out" / "model.pt2")
+    assert not [node for node in program.graph.nodes if node.kwargs.get("device") is not None]
+
+
 def test_a_transformer_becomes_onnx(tmp_path):
     """One stands for all: this takes long. ``python -m benchmarks.export`` tries every network in every format."""
     model = write_model(tmp_path / "model.pt", make_plan("ct", patch=(32, 32, 32)), "unetr")

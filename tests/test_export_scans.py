@@ -21,6 +21,7 @@ from medcontext.data.scan import read_scan
 from medcontext.inference.export.description import describe
 from medcontext.inference.export.exporter import export_model
 from medcontext.inference.predictor import Predictor
+from tests.conftest import write_nifti
 from tests.exported import PLANS, RULES, label_map, make_plan, write_model, write_scan
 from tests.test_train import NETWORK
 
@@ -102,6 +103,20 @@ def test_onnxruntime_and_numpy_give_the_same_labels(name, models, exports, examp
         example["segment"](exports[name], scan, tmp_path / "out.nii.gz")
         assert agreement(tmp_path / "out.nii.gz", scan, predictor) > 0.9995
     assert changed is bool(RULES[name])
+
+
+def test_a_channel_of_few_points_is_prepared_by_its_extremes(example, tmp_path):
+    """Its percentiles are the same."""
+    plan = make_plan("mri", spacing=(1.0, 1.0, 1.0))
+    points = np.ones((20, 21, 22), np.float32)
+    points[4:6, 7:9, 5] = 3
+    scan = read_scan(write_nifti(tmp_path / "points.nii.gz", points, np.eye(4)))
+    about = json.loads(json.dumps(describe(plan, ())))
+    expected, _ = prepare_image(scan, plan)
+    turned = nib.load(scan.path).as_reoriented(np.array([[2, 1], [1, 1], [0, 1]]))
+    prepared, _ = example["prepare"](turned, about)
+    np.testing.assert_allclose(prepared, expected, atol=1e-4)
+    assert expected.max() > 10
 
 
 @settings(deadline=None, max_examples=40)

@@ -103,6 +103,17 @@ def test_labels_are_those_of_the_largest_resampled_class(where, kind, classes, s
     assert (chosen >= scores.amax(0) - CLOSE).all()
 
 
+def test_regions_of_logits_in_half_precision():
+    """In which those of large scans are held."""
+    plan = plan_with(regions=REGIONS)
+    logits = logits_of("smooth", 3, (9, 8, 7), 0)
+    single, half = (
+        to_native(slabs_of(each, 2), (9, 8, 7), plan, (11, 12, 14), np.eye(4)).labels
+        for each in (logits, logits.half())
+    )
+    assert (single == half).mean() > 0.99
+
+
 @given(where=grids, kind=st.sampled_from(["noise", "smooth"]), seed=st.integers(0))
 @settings(deadline=None, max_examples=60)
 def test_regions_are_where_their_logits_are_positive(where, kind, seed):

@@ -19,6 +19,7 @@ from medcontext.errors import MedContextError
 from medcontext.networks.catalogue import measure
 from medcontext.networks.registry import NETWORKS, build_network, network_spec
 from medcontext.networks.spec import NetworkSpec, Published
+from medcontext.networks.stages import plan_stages
 from medcontext.networks.unet import build_unet
 
 NAMES = sorted(NETWORKS)
@@ -39,6 +40,28 @@ def image(patch=CUBE, batch=1):
 
 def heads_of(outputs):
     return outputs if isinstance(outputs, list) else [outputs]
+
+
+@pytest.mark.parametrize(
+    ("patch", "spacing", "strides", "kernels"),
+    [
+        # nnU-Net's plans of the Decathlon's liver and hippocampus-like cubes, and of ACDC.
+        ((128, 128, 128), (1.0, 0.77, 0.77), [[2, 2, 2]] * 5, [[3, 3, 3]] * 6),
+        ((64, 128, 128), (1.0, 1.0, 1.0), [*[[2, 2, 2]] * 4, [1, 2, 2]], [[3, 3, 3]] * 6),
+        (
+            (20, 256, 224),
+            (5.0, 1.5625, 1.5625),
+            [[1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]],
+            [[1, 3, 3], *[[3, 3, 3]] * 5],
+        ),
+        # An axis that can be halved no more keeps the others from nothing, and stays in the convolutions.
+        ((14, 160, 160), (1.5, 1.5, 1.5), [[2, 2, 2], *[[1, 2, 2]] * 4], [[3, 3, 3]] * 6),
+        # The last stage sees all there is.
+        ((7, 16, 16), (40.0, 1.0, 1.0), [[1, 2, 2], [1, 2, 2]], [[1, 3, 3], [1, 3, 3], [3, 3, 3]]),
+    ],
+)
+def test_stages_are_those_of_nnunet(patch, spacing, strides, kernels):
+    assert plan_stages(patch, spacing, 6) == ([[1, 1, 1], *strides], kernels)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -307,6 +330,11 @@ def wrong(channels, classes, patch):
 def none(channels, classes, patch):
     return "a network"
 
+def lazy(channels, classes, patch):
+    return nn.LazyConv3d(classes, 1)
+
+built = nn.Conv3d(2, 3, 1)
+
 class Looks(nn.Module):
     def __init__(self, channels, classes, patch):
         super().__init__()
@@ -363,6 +391,8 @@ def test_a_name_from_a_file_imports_nothing(own):
         ("none", {}, "makes no network"),
         ("wrong", {}, "logits of its input's size"),
         ("factory", {"depth": 3}, "takes other arguments"),
+        ("lazy", {}, "don't know their size"),
+        ("built", {}, "not what makes one"),
     ],
 )
 def test_what_is_wrong_with_a_network_of_ones_own_is_said(own, attribute, settings, problem):

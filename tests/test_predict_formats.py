@@ -216,8 +216,9 @@ def test_an_empty_dicom_seg_and_a_series_that_lacks_its_study(tmp_path):
     write_series(tmp_path / "whole", units(), STRAIGHT, SERIES_TAGS)
     write_series(tmp_path / "bare", units(), STRAIGHT)
     empty = np.zeros((12, 10, 8), dtype=np.int32)
-    dicom_seg.write_seg(tmp_path / "empty.dcm", empty, tmp_path / "whole", Labels({1: "x" * 80}))
+    dicom_seg.write_seg(tmp_path / "empty.dcm", empty, tmp_path / "whole", Labels({1: "x" * 80, 2: "choroïdeus 肝臓"}))
     seg = hd.seg.segread(tmp_path / "empty.dcm")
+    assert seg.SegmentSequence[1].SegmentLabel == "choroïdeus 肝臓"
     assert not seg.get_volume(combine_segments=True).array.any()
     with pytest.raises(MedContextError, match="No DICOM SEG"):
         dicom_seg.write_seg(tmp_path / "bare.dcm", empty, tmp_path / "bare", Labels({1: "x"}))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -106,6 +109,15 @@ def test_an_empty_border_changes_nothing_for_training_and_prediction(seed, start
     assert (case.label != 0).all()
     assert all(np.array_equal(own, other) for own, other in zip(case.places, expected.places, strict=True))
     assert np.array_equal(prepare_case(scan_of(image), None, plan).image, seen)
+
+
+@pytest.mark.parametrize("signs", list(product((1, -1), repeat=3)))
+def test_a_scan_of_one_slice_is_prepared_however_it_is_turned(signs):
+    image = np.random.default_rng(0).gamma(2, 1, (1, 6, 5, 1)).astype(np.float32)
+    scan = dataclasses.replace(scan_of(image), affine=np.diag([*signs, 1.0]))
+    labels = dataclasses.replace(labels_of(np.ones((6, 5, 1))), affine=scan.affine)
+    prepared = prepare_case(scan, labels, plan_for())
+    assert prepared.image.shape == (1, *prepared.label.shape) == (1, 6, 5, 1)
 
 
 def test_an_empty_scan_is_kept_whole():

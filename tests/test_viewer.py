@@ -163,6 +163,16 @@ def test_names_come_from_a_data_set_or_a_run(tmp_path, tiny):
     assert find_names([tmp_path / "scan.nii.gz"]) == Names()
 
 
+def test_colours_follow_the_order_of_the_structures(case, tmp_path):
+    """As in the report and in a DICOM SEG, whatever their numbers; what is not declared comes after them."""
+    _, paths = case
+    described = {"labels": {"background": 0, "whole": [3, 9], "core": [3]}, "regions_class_order": [9, 3]}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    scene = make_scene(paths["scan"], [paths["a/case"]], paths["truth"], read_names(tmp_path), 10**6)
+    colours = {label["name"]: label["colour"] for label in scene.about["labels"]}
+    assert colours == {"whole": label_colour(0), "core": label_colour(1), "label 700": label_colour(2)}
+
+
 @pytest.fixture
 def case(tmp_path):
     """A scan, a truth and two predictions, on an oblique grid; numbers with gaps."""

@@ -89,7 +89,8 @@ def prepare_image(scan: Scan, plan: Plan) -> tuple[npt.NDArray[np.float32], Box]
     # Air in CT is below the lowest value that is told apart; MRI is 0 where nothing was measured or all was removed.
     box = filled_box(scan.array, how.low if how.kind == "ct" else None)
     part = dataclasses.replace(scan, array=scan.array[:, *box])
-    turned = np.ascontiguousarray(reorient(part.array, scan.affine, plan.orientation))
+    # Copied in any case: NumPy takes a turned axis of one voxel for contiguous, torch doesn't.
+    turned = reorient(part.array, scan.affine, plan.orientation).copy()
     image = resample_image(torch.from_numpy(turned), planned_size(part, plan)).numpy()
     return _normalise(image, how), box
 
@@ -106,7 +107,7 @@ def prepare_case(scan: Scan, labels: LabelMap | None, plan: Plan) -> Prepared:
     if labels is None:
         return Prepared(image, None, ())
     indices = reorient(plan.labels.to_indices(labels.array[box]), scan.affine, plan.orientation)
-    label = resample_labels(np.ascontiguousarray(indices), image.shape[1:])
+    label = resample_labels(indices.copy(), image.shape[1:])
     return Prepared(image, label, _places(label, plan.labels.classes))
 
 

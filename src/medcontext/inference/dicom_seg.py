@@ -98,6 +98,8 @@ def write_seg(path: Path, array: npt.NDArray[np.int32], series: Path, labels: La
             expected="slices that say which patient, study and frame of reference they belong to",
             remedy="export the series again with these, or choose another format",
         ) from error
+    # Names of labels and of patients may be in any script; the slices' own character set has room for theirs alone.
+    made.SpecificCharacterSet = "ISO_IR 192"
     with replacing(path) as temporary:
         made.save_as(temporary)
 

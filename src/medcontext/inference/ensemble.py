@@ -65,7 +65,7 @@ def common_plan(models: Sequence[Model]) -> Plan:
     for number, model in enumerate(models[1:], start=2):
         for name in SHARED:
             here, there = getattr(first, name), getattr(model.plan, name)
-            if here != there:
+            if here != there or (name == "labels" and list(here.names) != list(there.names)):
                 raise MedContextError(
                     "Models of different plans can't be averaged.",
                     found=f"{name} {there} in model {number}",

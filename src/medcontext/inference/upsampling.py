@@ -170,7 +170,7 @@ class Plane:
         """Where one logit, in slices ``(H, W)``, is above 0: ``(H, W)`` bool; the rest as in :meth:`largest`."""
         found, mixed = self._compared((below > 0).short(), (above > 0).short())
         values = [
-            below.take(at).lerp(above.take(at), share).index_select(0, mixed.of)
+            below.take(at).float().lerp(above.take(at).float(), share).index_select(0, mixed.of)
             for at in (mixed.cells + corner for corner in self._corners)
         ]
         found[mixed.voxels] = (self._mean(values, mixed.voxels) > 0).to(found.dtype)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from medcontext.errors import MedContextError
 from medcontext.networks.spec import NetworkSpec, Scale, Settings, Size, Spacing
@@ -75,6 +76,13 @@ def _build(
     name: str, factory: Callable[..., Any], channels: int, classes: int, patch: Size, settings: Settings
 ) -> nn.Module:
     """Call the factory and check what it made."""
+    if isinstance(factory, nn.Module):
+        raise MedContextError(
+            "This is a network, not what makes one.",
+            found=f"{name} is a {type(factory).__name__}",
+            expected="a class or function that is called as factory(channels, classes, patch, **settings)",
+            remedy="name that: every training and every fold begins with a network of its own",
+        )
     try:
         inspect.signature(factory).bind(channels, classes, patch, **settings)
     except TypeError as error:
@@ -100,7 +108,15 @@ def _check_output(name: str, network: nn.Module, channels: int, classes: int, pa
     Raises:
         MedContextError: It is one.
     """
-    tensors = chain(network.named_parameters(), network.named_buffers())
+    tensors = list(chain(network.named_parameters(), network.named_buffers()))
+    lazy = [key for key, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        raise MedContextError(
+            "This network has layers that don't know their size yet.",
+            found=f"{name}: {lazy[0]} and {len(lazy) - 1} more",
+            expected="layers of given sizes, whose weights there can be a copy and an average of",
+            remedy="let the factory give the sizes, or run the network once on zeros before it returns it",
+        )
     shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors}
     modes = [(module, module.training) for module in network.modules()]
     try:

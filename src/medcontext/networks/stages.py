@@ -1,4 +1,7 @@
-"""nnU-Net's rule for the stages of a U-Net, shared by the U-Nets here (Isensee et al., Nature Methods 2021)."""
+"""nnU-Net's rule for the stages of a U-Net, shared by the U-Nets here (Isensee et al., Nature Methods 2021).
+
+Patches are halved as they are; nnU-Net makes them longer until that works out.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,24 @@ Steps = list[list[int]]
 def plan_stages(patch: Size, spacing: Spacing, most: int) -> tuple[Steps, Steps]:
     """Strides and kernels of at most ``most`` stages for a patch (D, H, W) at a spacing in mm.
 
-    An axis takes part in a stage's pooling while it is long enough and not coarser than twice the finest, and in its
-    convolutions once its spacing is within twice the finest, so that thick slices are not mixed before their plane is
-    as coarse as they are. Where there is too little to halve, stages without pooling make up three.
+    An axis takes part in a stage's pooling while it is long enough and its spacing below twice the finest of those that
+    are, and in convolutions from where its spacing is below twice the finest, so that thick slices are not mixed before
+    their plane is as coarse as they are; in those of the last stage always. Where there is too little to halve, stages
+    without pooling make up three.
     """
     size, millimetres = list(patch), list(spacing)
-    strides = [[1, 1, 1]]
-    kernels = [_kernel(millimetres)]
+    strides, kernels = [[1, 1, 1]], [_kernel([1, 1, 1], millimetres)]
     while len(strides) < most:
-        finest = min(millimetres)
-        stride = [
-            2 if count % 2 == 0 and count // 2 >= SMALLEST_SIDE and step < 2 * finest else 1
-            for count, step in zip(size, millimetres, strict=True)
-        ]
+        can = [count % 2 == 0 and count // 2 >= SMALLEST_SIDE for count in size]
+        finest = min((step for step, may in zip(millimetres, can, strict=True) if may), default=0.0)
+        stride = [2 if may and step < 2 * finest else 1 for may, step in zip(can, millimetres, strict=True)]
         if max(stride) == 1 and len(strides) >= FEWEST_STAGES:
             break
         size = [count // step for count, step in zip(size, stride, strict=True)]
         millimetres = [length * step for length, step in zip(millimetres, stride, strict=True)]
         strides.append(stride)
-        kernels.append(_kernel(millimetres))
-    return strides, kernels
+        kernels.append(_kernel(kernels[-1], millimetres))
+    return strides, [*kernels[:-1], [3, 3, 3]]
 
 
 def double_features(first: int, most: int, stages: int) -> list[int]:
@@ -56,5 +57,6 @@ def require_strides_fit(name: str, patch: Size, strides: Steps) -> None:
     require_deep_voxels(name, patch, (d, h, w))
 
 
-def _kernel(spacing: list[float]) -> list[int]:
-    return [1 if step >= 2 * min(spacing) else 3 for step in spacing]
+def _kernel(before: list[int], spacing: list[float]) -> list[int]:
+    """An axis that has once taken part goes on doing so."""
+    return [3 if length == 3 or step < 2 * min(spacing) else 1 for length, step in zip(before, spacing, strict=True)]

@@ -39,6 +39,8 @@ def build_swin_unetr(channels: int, classes: int, patch: Size, settings: Setting
     """Swin UNETR, for any patch of multiples of 32."""
     from monai.networks.nets.swin_unetr import SwinUNETR
 
+    from medcontext.networks.swin_layer import make_portable
+
     require_multiples("swin_unetr", patch, (STRIDE, STRIDE, STRIDE))
     if settings["norm"] == "instance":
         require_deep_voxels("swin_unetr", patch, (STRIDE, STRIDE, STRIDE))
@@ -54,6 +56,7 @@ def build_swin_unetr(channels: int, classes: int, patch: Size, settings: Setting
         attn_drop_rate=settings["attention_dropout"],
         dropout_path_rate=settings["stochastic_depth"],
     )
+    make_portable(network)
     return network
 
 

@@ -21,7 +21,7 @@ class Names:
     """What is declared.
 
     Attributes:
-        labels: Number to name, the background left out.
+        labels: Number to name, in the order of their colours; the background left out.
         modality: Of each channel; empty where nothing is said.
     """
 
@@ -71,5 +71,7 @@ def _names_in(folder: Path) -> Names | None:
 
 
 def _by_number(labels: Labels) -> dict[int, str]:
-    """The report's names: of regions by the number that their voxels get, else of labels."""
-    return {**labels.names, **{number: name for number, (name, _) in labels.structures.items()}}
+    """The report's names and its order: of regions by the number that their voxels get, else of labels."""
+    return {number: name for number, (name, _) in labels.structures.items()} | {
+        number: name for number, name in labels.names.items() if number not in labels.structures
+    }

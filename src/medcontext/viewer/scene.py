@@ -90,9 +90,11 @@ def make_scene(scan: Path, labels: Sequence[Path], truth: Path | None, names: Na
         }
         for n, (title, pairs) in enumerate(zip(_titles(labels, truth), counts, strict=True))
     ]
+    # As in the report; what is not declared comes after that.
+    places = {number: place for place, number in enumerate(dict.fromkeys([*names.labels, *numbers]))}
     about["labels"] = [
-        {"number": number, "name": names.labels.get(number, f"label {number}"), "colour": label_colour(place)}
-        for place, number in enumerate(numbers)
+        {"number": number, "name": names.labels.get(number, f"label {number}"), "colour": label_colour(places[number])}
+        for number in numbers
     ]
     return Scene(about, files)
 

@@ -116,8 +116,11 @@ def _load_onnx(path: Path) -> Exported:
 def _write_torch_export(network: nn.Module, example: Tensor, any_batch: bool, path: Path) -> None:
     batch = {0: torch.export.Dim("batch", min=1)}
     program = torch.export.export(network, (example,), dynamic_shapes=(batch,) if any_batch else None)
-    for node in program.graph.nodes:
+    for node in list(program.graph.nodes):
         node.meta.pop("stack_trace", None)  # paths on this machine
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            # Casts come with a check of the device that they were exported on, and would run on that alone.
+            program.graph.erase_node(node)
     torch.export.save(program, path)
 
 

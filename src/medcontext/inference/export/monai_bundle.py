@@ -15,14 +15,17 @@ import torch
 from torch import nn
 
 from medcontext.data.plan import Plan
-from medcontext.data.prepare import PERCENTILES, SMALLEST_STD
+from medcontext.data.prepare import PERCENTILE_VOXELS, PERCENTILES, SMALLEST_STD
 from medcontext.files import write_json, write_text
 from medcontext.inference.export.description import outputs
 from medcontext.inference.export.formats import FORMATS
 from medcontext.inference.sliding import OVERLAP
 
 _STEPS = (
-    f"ends := torch.from_numpy(numpy.percentile(image.flatten(1).numpy(), {list(PERCENTILES)}, axis=1)).float()",
+    "count := image[0].numel()",
+    f"apart := next(k for k in range(max(1, count // {PERCENTILE_VOXELS}), 0, -1) if math.gcd(k, count) == 1)",
+    "sample := image.flatten(1)[:, ::apart].numpy()",
+    f"ends := torch.from_numpy(numpy.percentile(sample, {list(PERCENTILES)}, axis=1)).float()",
     "extremes := torch.stack((image.amin((1, 2, 3)), image.amax((1, 2, 3))))",
     "ends := torch.where(ends[0] < ends[1], ends, extremes)",
     "clipped := image.clamp(*ends[..., None, None, None])",
@@ -107,7 +110,7 @@ def inference(plan: Plan, rules: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rules: Of the post-processing, as ``preprocessing.json`` holds them.
     """
     return {
-        "imports": ["$import glob", *(["$from scipy import ndimage"] if rules else [])],
+        "imports": ["$import glob", "$import math", *(["$from scipy import ndimage"] if rules else [])],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/scans'",
         "output_dir": "$@bundle_root + '/eval'",
