@@ -65,11 +65,19 @@ def test_blocks_are_cubes_all_over_the_scan_filled_with_the_mean_of_the_rest(sha
         assert np.array_equal(new[~changed], old[~changed])
         if changed.any() and not changed.all():
             assert np.unique(new[changed]) == pytest.approx([old[~changed].mean()], rel=1e-3)
-    edges = [max(1, round(BLOCK_MM / length)) for length in spacing]
+    side = min(BLOCK_MM, max(size * length for size, length in zip(shape, spacing, strict=True)) / 3)
+    edges = [max(1, round(side / length)) for length in spacing]
     for start in np.ndindex(*(-(-size // edge) for size, edge in zip(shape, edges, strict=True))):
         block = changed[tuple(slice(at * edge, (at + 1) * edge) for at, edge in zip(start, edges, strict=True))]
         # A voxel may by chance have been the mean.
         assert block.sum() <= 1 or block.sum() >= block.size - 1
+
+
+def test_blocks_of_a_mouse_are_a_third_of_it():
+    scan = made((112, 128, 80), (0.15, 0.15, 0.15), 0)
+    missing = (blocks(scan, np.random.default_rng(0)).array != scan.array)[0]
+    cells = [missing[tuple(slice(43 * at, 43 * at + 43) for at in place)] for place in np.ndindex(3, 3, 2)]
+    assert {round(float(cell.mean()), 2) for cell in cells} == {0.0, 1.0}
 
 
 def test_blocks_take_out_their_share():

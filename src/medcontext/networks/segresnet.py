@@ -11,8 +11,8 @@ SETTINGS: dict[Scale, Settings] = {
     "small": {"features": 16, "blocks_down": [1, 2, 2, 4], "blocks_up": [1, 1, 1], "dropout": 0.0},
     "full": {"features": 32, "blocks_down": [1, 2, 2, 4], "blocks_up": [1, 1, 1], "dropout": 0.0},
 }
-"""``full`` as published, but for its spatial dropout of 0.2 after the first convolution; every stage after the first halves
-the volume and doubles the features."""
+"""``full`` as published, but for its spatial dropout of 0.2 after the first convolution; every stage after the first
+halves the volume and doubles the features."""
 
 
 def build_segresnet(channels: int, classes: int, patch: Size, settings: Settings) -> nn.Module:

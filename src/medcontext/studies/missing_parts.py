@@ -26,13 +26,15 @@ SHARE = 0.3
 """Of a scan that is missing."""
 
 BLOCK_MM = 12.0
-"""Edge of a missing block."""
+BLOCK_SHARE = 1 / 3
+"""Edge of a missing block: so many mm, but at most this share of the scan's longest side, as of a mouse."""
 
 
 def blocks(scan: Scan, generator: np.random.Generator) -> Scan:
     """Cubes all over the scan, each missing with a chance of :data:`SHARE`, the mean of what is left in their place."""
-    shape, filled = scan.array.shape[1:], filled_box(scan.array)
-    edges = [max(1, round(BLOCK_MM / length)) for length in spacing_of(scan.affine)]
+    shape, filled, spacing = scan.array.shape[1:], filled_box(scan.array), spacing_of(scan.affine)
+    longest = max(size * length for size, length in zip(shape, spacing, strict=True))
+    edges = [max(1, round(min(BLOCK_MM, BLOCK_SHARE * longest) / length)) for length in spacing]
     missing = generator.random([-(-size // edge) for size, edge in zip(shape, edges, strict=True)]) < SHARE
     for axis, (size, edge) in enumerate(zip(shape, edges, strict=True)):
         missing = missing.repeat(edge, axis).take(range(size), axis)

@@ -34,9 +34,9 @@ UNSHOWN = ("p_holm", "effect")
 
 MISSING_PARTS = (
     f"The same networks on the same held-out cases, with {100 * SHARE:g} % of each scan taken out, the same "
-    f"parts for every network: as blocks of {BLOCK_MM:g} mm all over it with the mean of the rest in their place, as "
-    "the masks of a training do; or as a slab of neighbouring slices that are black, unlike those masks. The whole "
-    "truth is to be found, what lies in the missing parts included."
+    f"parts for every network: as blocks of {BLOCK_MM:g} mm (at most a third of its longest side) all over it with the "
+    "mean of the rest in their place, as the masks of a training do; or as a slab of neighbouring slices that are "
+    "black, unlike those masks. The whole truth is to be found, what lies in the missing parts included."
 )
 
 
