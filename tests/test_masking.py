@@ -113,6 +113,8 @@ def test_voxels_have_the_mask_of_their_patch(grid, patch, cut):
         {"ratio": 1.0},
         {"mask_probability": 0.0},
         {"mask_probability": 1.1},
+        {"mask_until": 0.0},
+        {"mask_until": 1.1},
         {"ratio": -0.1},
         {"momentum": 1.5},
         {"masked_weight": -1.0},

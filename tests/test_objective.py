@@ -126,6 +126,21 @@ def test_losses_and_gradients_agree_with_the_formulas(config, changes, parts):
         assert torch.allclose(method.student.hidden_value.grad.double(), value.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_after_its_time_nothing_is_hidden_but_of_samples_without_a_label():
+    method = make("medcontext", mask_until=0.5, ratio=0.5)
+    image, label = batch()
+    for step in range(method._total_steps):
+        hidden = method.draw_mask(image, [0]).flatten(1).sum(1)
+        assert (hidden[0] > 0) == (step < 10)
+        assert hidden[1] > 0
+        method.after_step()
+    last = []
+    for each, term in ((method, "masked"), (make("supervised", method.network), "clean")):
+        torch.manual_seed(3)  # of the dropout
+        last.append(each(image, label)[term])
+    assert torch.equal(*last)
+
+
 @pytest.mark.parametrize("chance", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("without", [range(300, 400), range(0, 400, 4)])
 def test_a_labelled_sample_is_masked_by_chance_and_one_without_a_label_always(chance, without):

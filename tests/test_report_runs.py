@@ -80,6 +80,7 @@ def test_runs_stand_beside_one_another(runs, tmp_path):
 def test_it_is_told_how_many_samples_were_masked():
     told = run_facts._masking(MethodConfig(ratio=(0.0, 0.3), mask_probability=0.5))
     assert told == "random, 0 to 30 % hidden of 50 % of the samples, voxels, mean in their place"
+    assert " hidden in the first 80 % of the steps," in run_facts._masking(MethodConfig(mask_until=0.8))
 
 
 def test_names_that_presets_dont_tell_apart_are_those_of_the_folders(runs, tmp_path):

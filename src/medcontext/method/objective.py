@@ -19,7 +19,7 @@ from medcontext.method.consistency import consistency
 from medcontext.method.hiding import Student
 from medcontext.method.masking import draw_mask, mask_grid, mask_to_voxels, volume_size
 from medcontext.method.presets import MethodConfig, SupervisedLoss, preset
-from medcontext.method.schedules import consistency_weight, teacher_momentum
+from medcontext.method.schedules import consistency_weight, mask_probability, teacher_momentum
 from medcontext.method.teacher import Teacher
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -266,8 +266,9 @@ class MedContext:
         places = torch.tensor(known if self._parts == 1 else range(len(known) * self._parts), dtype=torch.long)
         grid = mask_grid(volume_size(image), self.config.mask_patch)
         drawn = draw_mask(self.config, len(image) * self._parts, grid, self._generator)
-        if self.config.mask_probability < 1:
-            seen = torch.rand(len(places), generator=self._generator) >= self.config.mask_probability
+        chance = mask_probability(self.config, self.step, self._total_steps)
+        if chance < 1:
+            seen = torch.rand(len(places), generator=self._generator) >= chance
             drawn = drawn.clone()
             drawn[places[seen]] = False
         return self._own_part(drawn, len(known)).to(image.device, non_blocking=True)

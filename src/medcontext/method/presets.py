@@ -47,6 +47,10 @@ class MethodConfig:
     """Chance of a labelled sample to have anything hidden: the masked pass sees the others whole. Samples without a
     label, which have nothing else to learn from, are always masked."""
 
+    mask_until: float = 1.0
+    """Share of the training after which the masked pass sees every labelled sample whole, so that it ends as ordinary
+    training does; samples without a label are masked to the end."""
+
     mask_per: Scope = "sample"
     """Whether every sample of a batch has a mask of its own, or all share one."""
 
@@ -131,6 +135,7 @@ class MethodConfig:
         require(0 <= low <= high < 1, "ratio", self.ratio, "a share from 0 up to, and not including, 1, or two such")
         chance = self.mask_probability
         require(0 < chance <= 1, "mask_probability", chance, "a chance above 0, at most 1 (mask=none hides nothing)")
+        require(0 < self.mask_until <= 1, "mask_until", self.mask_until, "a share above 0, at most 1")
         require(0 <= self.momentum <= 1, "momentum", self.momentum, "a number from 0 to 1")
         for name in ("clean_weight", "masked_weight", "consistency_weight"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -30,6 +30,11 @@ def teacher_momentum(config: MethodConfig, step: int, total_steps: int, steps_pe
     return momentum
 
 
+def mask_probability(config: MethodConfig, step: int, total_steps: int) -> float:
+    """Chance of a labelled sample to have anything hidden at step ``step`` (from 0)."""
+    return config.mask_probability if step < config.mask_until * total_steps else 0.0
+
+
 def consistency_weight(config: MethodConfig, step: int, total_steps: int) -> float:
     """Weight of the consistency term at step ``step`` (from 0).
 

@@ -35,6 +35,7 @@ def facts(run: RunFolder) -> dict[str, str]:
 def _masking(method: MethodConfig) -> str:
     share = " to ".join(f"{100 * end:g}" for end in dict.fromkeys(method.ratio_range))
     samples = f" of {100 * method.mask_probability:g} % of the samples" if method.mask_probability < 1 else ""
+    samples += f" in the first {100 * method.mask_until:g} % of the steps" if method.mask_until < 1 else ""
     return f"{method.mask}, {share} % hidden{samples}, {method.hide}, {method.fill} in their place"
 
 
