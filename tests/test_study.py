@@ -646,7 +646,7 @@ def test_the_gpu_is_a_part_of_the_hardware(conducted, room, tmp_path, monkeypatc
     run.note(**about)
     assert "H200" not in of_folder(planned, run).facts["hardware"], "trained on the CPU"
     run.config.write_text(yaml.safe_dump({**run.read_config(), "device": "cuda:0"}))
-    assert "cuda:0 (NVIDIA H200) in fp32" in of_folder(planned, run).facts["hardware"]
+    assert "; cuda (NVIDIA H200) in fp32" in of_folder(planned, run).facts["hardware"]
 
 
 def test_structures_that_one_arm_missed_are_counted_beside_hd95(conducted, room, tmp_path):

@@ -29,17 +29,14 @@ def comparisons(runs: Sequence[RunResults]) -> dict[str, dict[str, Any]]:
 
 def verdicts(runs: Sequence[RunResults], compared: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """One sentence for each further run: how much the first differs from it, and whether that is noise."""
-    return [
-        verdict(compared[other.name], other.name, runs[0].name)
-        if other.name in compared
-        else f"{runs[0].name} and {other.name} can't be compared: "
-        + (
-            "they have no held-out case in common."
-            if other.data == runs[0].data
-            else "they are of different data sets."
-        )
-        for other in runs[1:]
-    ]
+    found = []
+    for other in runs[1:]:
+        if other.name in compared:
+            found.append(verdict(compared[other.name], other.name, runs[0].name))
+        else:
+            why = "have no held-out case in common" if other.data == runs[0].data else "are of different data sets"
+            found.append(f"{runs[0].name} and {other.name} can't be compared: they {why}.")
+    return found
 
 
 def tiles(runs: Sequence[RunResults]) -> str:

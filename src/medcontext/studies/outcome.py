@@ -140,8 +140,8 @@ def _rounded(value: Any) -> Any:
 
 
 def _hardware(about: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """What a run was trained on. Which GPU that was, older runs did not record."""
-    device = str(config["device"])
+    """What a run was trained on, whichever of several alike. What kind of GPU that was, older runs did not record."""
+    device = str(config["device"]).partition(":")[0]
     if device.startswith("cuda") and about.get("gpu"):
         device += f" ({about['gpu']})"
     return f"{about['processor']}, {about['threads']} of {about['cores']} cores; {device} in {config['precision']}"
