@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from medcontext.networks.halving import THICK, next_halving
 from medcontext.networks.spec import Size, Spacing, require_deep_voxels, require_multiples
 
 SMALLEST_SIDE = 4
@@ -29,9 +30,7 @@ def plan_stages(patch: Size, spacing: Spacing, most: int) -> tuple[Steps, Steps]
     size, millimetres = list(patch), list(spacing)
     strides, kernels = [[1, 1, 1]], [_kernel([1, 1, 1], millimetres)]
     while len(strides) < most:
-        can = [count % 2 == 0 and count // 2 >= SMALLEST_SIDE for count in size]
-        finest = min((step for step, may in zip(millimetres, can, strict=True) if may), default=0.0)
-        stride = [2 if may and step < 2 * finest else 1 for may, step in zip(can, millimetres, strict=True)]
+        stride = next_halving(size, millimetres, SMALLEST_SIDE)
         if max(stride) == 1 and len(strides) >= FEWEST_STAGES:
             break
         size = [count // step for count, step in zip(size, stride, strict=True)]
@@ -59,4 +58,6 @@ def require_strides_fit(name: str, patch: Size, strides: Steps) -> None:
 
 def _kernel(before: list[int], spacing: list[float]) -> list[int]:
     """An axis that has once taken part goes on doing so."""
-    return [3 if length == 3 or step < 2 * min(spacing) else 1 for length, step in zip(before, spacing, strict=True)]
+    return [
+        3 if length == 3 or step < THICK * min(spacing) else 1 for length, step in zip(before, spacing, strict=True)
+    ]

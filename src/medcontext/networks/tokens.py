@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from medcontext.networks.halving import next_halving
 from medcontext.networks.spec import Size, Spacing
 
 SMALLEST_SIDE = 2
 """An axis is halved only while at least this many tokens are left along it."""
 
 FEWEST_STAGES = 2
-
-THICK = 2.0
-"""An axis whose tokens are this many times longer in mm than the shortest waits until the others have caught up."""
 
 
 def fit_strides(patch: Size, spacing: Spacing, stages: int) -> list[list[int]]:
@@ -26,9 +24,7 @@ def fit_strides(patch: Size, spacing: Spacing, stages: int) -> list[list[int]]:
     tokens, millimetres = list(patch), list(spacing)
     halvings = []
     for _ in range(stages + 1):
-        can = [count % 2 == 0 and count // 2 >= SMALLEST_SIDE for count in tokens]
-        finest = min((length for length, may in zip(millimetres, can, strict=True) if may), default=0.0)
-        halving = [2 if may and length < THICK * finest else 1 for may, length in zip(can, millimetres, strict=True)]
+        halving = next_halving(tokens, millimetres, SMALLEST_SIDE)
         tokens = [count // step for count, step in zip(tokens, halving, strict=True)]
         millimetres = [length * step for length, step in zip(millimetres, halving, strict=True)]
         halvings.append(halving)

@@ -84,8 +84,10 @@ def _same_runs(study: Study, told: Mapping[str, Any]) -> list[tuple[PlannedRun, 
     """Runs that the study asks for, and the entries of those that were made so. Its own go by their names as well; of
     another study those that it made itself count, so that moving away results has their runs done anew."""
     own = told["study"] == study.name
+    # A setting that there was not yet counts at its default, at which it changes nothing.
+    defaults = flat(plain(TrainConfig(method=MethodConfig())))
     made = [run | {"settings": told["settings"] | run["settings"]} for run in told["runs"]]
-    candidates = [(run, _made(run["settings"])) for run in made if own or "of_study" not in run]
+    candidates = [(run, defaults | run["settings"]) for run in made if own or "of_study" not in run]
     found = []
     for planned in study.runs:
         asked = _asked(planned)
@@ -99,12 +101,6 @@ def _same_runs(study: Study, told: Mapping[str, Any]) -> list[tuple[PlannedRun, 
 
 def _origin(study: Study, told: Mapping[str, Any]) -> dict[str, Any]:
     return {} if told["study"] == study.name else {"of_study": told["study"]}
-
-
-def _made(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a run was made with: one that there was not yet counts at its default, at which it changes
-    nothing."""
-    return flat(plain(TrainConfig(method=MethodConfig()))) | dict(settings)
 
 
 def _asked(planned: PlannedRun) -> dict[str, Any]:

@@ -54,7 +54,8 @@ def report_runs(
     require_writable(page)
     folders = [_folds(path) for path in runs]
     _require_once(runs)
-    datasets = {_data(folds): data_of(next(iter(folds.values()))) for folds in folders}
+    trained_on = {_data(folds): next(iter(folds.values())) for folds in folders}
+    datasets = {path: data_of(run) for path, run in trained_on.items()}
     results: list[RunResults] = []
     for name, folds in zip(_names(runs, folders), folders, strict=True):
         dataset = datasets[_data(folds)]
