@@ -22,7 +22,7 @@ def small(name: str) -> nn.Module:
 
 
 def mask_for(config: MethodConfig, batch: int = 2) -> torch.Tensor:
-    return draw_mask(config, batch, mask_grid(PATCH, config.mask_patch), torch.Generator().manual_seed(0))
+    return draw_mask(config, batch, mask_grid(PATCH, config.hidden_patch), torch.Generator().manual_seed(0))
 
 
 def sensitivity(student: nn.Module, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_no_hidden_voxel_reaches_any_network(name, fill):
     mask = mask_for(config)
     image = torch.randn(2, 2, *PATCH)
     reached = sensitivity(Student(small(name), config, 2, None), image, mask)
-    hidden = mask_to_voxels(mask, config.mask_patch, PATCH)[:, 0]
+    hidden = mask_to_voxels(mask, config.hidden_patch, PATCH)[:, 0]
     assert not reached[hidden].any()
     assert reached[~hidden].float().mean() > 0.9
 
@@ -52,7 +52,7 @@ def test_hiding_both_leaves_no_path_whatever_the_embedding(name):
     mask = mask_for(config)
     assert student.hides == "both"
     reached = sensitivity(student, torch.randn(2, 2, *PATCH), mask)
-    hidden = mask_to_voxels(mask, config.mask_patch, PATCH)[:, 0]
+    hidden = mask_to_voxels(mask, config.hidden_patch, PATCH)[:, 0]
     assert not reached[hidden].any()
     assert reached[~hidden].float().mean() > 0.9
 
@@ -61,7 +61,7 @@ def test_hiding_both_leaves_no_path_whatever_the_embedding(name):
 def test_hidden_voxels_may_hold_anything(name):
     config = MethodConfig(hide="voxels", fill="mean")
     mask, student = mask_for(config), Student(small(name), config, 2, None)
-    hidden = mask_to_voxels(mask, config.mask_patch, PATCH)
+    hidden = mask_to_voxels(mask, config.hidden_patch, PATCH)
     image = torch.randn(2, 2, *PATCH)
     with torch.no_grad():
         assert torch.equal(student(image, mask), student(image.masked_fill(hidden, 1e6), mask))
@@ -72,7 +72,7 @@ def test_hidden_tokens_of_unetr_reach_it_by_the_first_skip_only():
     network, mask = small("unetr"), mask_for(config)
     student = Student(network, config, 2, network_spec("unetr").patch_embedding)
     image = torch.randn(2, 2, *PATCH)
-    hidden = mask_to_voxels(mask, config.mask_patch, PATCH)[:, 0]
+    hidden = mask_to_voxels(mask, config.hidden_patch, PATCH)[:, 0]
     assert sensitivity(student, image, mask)[hidden].any()
     network.encoder1.register_forward_hook(lambda module, inputs, output: output.detach())
     reached = sensitivity(student, image, mask)

@@ -150,7 +150,9 @@ def test_a_run_that_is_killed_goes_on_bit_by_bit(steps, trained, tiny, settings,
 
 
 def test_it_draws_other_patches_than_the_training_and_never_as_many_outputs(settings):
+    settings = dataclasses.replace(settings, spacing=(8.0, 2.5, 2.5))
     config = pretraining_config(settings)
+    assert config.method == dataclasses.replace(HIDING, mask_patch=(2, 8, 8)), "cubes in mm, as in the training"
     assert config.seed != settings.seed
     assert config.seed != pretraining_config(dataclasses.replace(settings, seed=1)).seed
     assert (config.max_steps, config.pretrain_steps, config.compared_batch) == (10, 0, 2)

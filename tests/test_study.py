@@ -552,6 +552,13 @@ def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, r
     later = dataclasses.replace(few, config=dataclasses.replace(few.config, method=method))
     found = recorded(dataclasses.replace(study, runs=(later, *others)), tmp_path)
     assert found.keys() == {run.name for run in others}
+    for where in (told["settings"], *(run["settings"] for run in told["runs"])):
+        where.pop("method.mask_until", None)
+    (tmp_path / "tiny.json").write_text(json.dumps(told))
+    to_the_end = {run.name for run in study.runs if run.config.method_config().mask_until == 1.0}
+    assert recorded(study, tmp_path).keys() == to_the_end != asked, (
+        "before there was this setting nothing else was done"
+    )
     elsewhere = dataclasses.replace(few, config=dataclasses.replace(few.config, device="cuda", workers=3))
     assert recorded(dataclasses.replace(study, runs=(elsewhere, *others)), conducted).keys() == asked
     file = json.loads((conducted / "tiny.json").read_text())
@@ -564,6 +571,28 @@ def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, r
     (tmp_path / "tiny.csv").unlink()
     with pytest.raises(MedContextError, match=r"tiny\.csv"):
         recorded(study, tmp_path)
+
+
+def test_an_arm_that_is_called_otherwise_keeps_its_runs(conducted, room):
+    study = read_study(room / "study.yaml", room)
+    renamed = [dataclasses.replace(run, name=run.name.replace("medcontext", "masked")) for run in study.runs]
+    before, found = recorded(study, conducted), recorded(dataclasses.replace(study, runs=tuple(renamed)), conducted)
+    assert {run.name for run in renamed} == found.keys() != before.keys()
+    for run, called in zip(study.runs, renamed, strict=True):
+        assert found[called.name].rows == before[run.name].rows
+        assert found[called.name].facts == before[run.name].facts | {"name": called.name}
+
+
+def test_a_hidden_patch_that_is_left_open_is_that_of_the_spacing(conducted, room):
+    study = read_study(room / "study.yaml", room)
+    run = next(run for run in study.runs if run.config.preset == "medcontext")
+    told = json.loads((conducted / "tiny.json").read_text())
+    spacing = told["settings"]["spacing"]
+    right = run.config.method_config().for_spacing(tuple(spacing)).hidden_patch
+    for patch, there in ((None, True), (right, True), ((7, 7, 7), False)):
+        method = dataclasses.replace(run.config.method_config(), mask_patch=patch)
+        asked = dataclasses.replace(run, config=dataclasses.replace(run.config, method=method))
+        assert (run.name in recorded(dataclasses.replace(study, runs=(asked,)), conducted)) == there
 
 
 def test_runs_of_another_study_that_were_made_just_so_are_not_done_again(conducted, room, tmp_path, capsys):

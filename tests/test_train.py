@@ -30,7 +30,7 @@ from medcontext.method.presets import PRESETS
 from medcontext.networks.registry import network_spec
 from medcontext.training import loop
 from medcontext.training.config import TrainConfig
-from medcontext.training.run import RunFolder
+from medcontext.training.run import RunFolder, to_resume
 from medcontext.training.train import train
 from tests.conftest import write_nifti
 
@@ -91,6 +91,7 @@ def same(first: RunFolder, second: RunFolder) -> bool:
 def test_a_run_folder_holds_everything_that_made_it(trained, tiny):
     config = yaml.safe_load(trained.config.read_text())
     assert config["method"]["mask"] == "random"
+    assert (config["spacing"], config["method"]["mask_patch"]) == ([1.5, 1.0, 1.0], [5, 8, 8])
     assert [key for key, value in config.items() if value is None] == [
         "pretrained", "max_time", "patience", "plan", "split", "few_shot", "patient",
     ]  # fmt: skip
@@ -226,6 +227,29 @@ def test_a_run_is_not_resumed_with_other_settings(trained, tiny, settings):
     assert error.value.found == "seed: 0 before, 7 now"
     train(tiny, trained.path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(trained), before, strict=True))
+
+
+def test_a_run_of_before_a_setting_goes_on_as_it_began(trained, tiny, settings, tmp_path):
+    copy = RunFolder(shutil.copytree(trained.path, tmp_path / "copy"))
+    stored = yaml.safe_load(copy.config.read_text())
+    assert stored["method"].pop("mask_until") == 0.7
+    copy.config.write_text(yaml.safe_dump(stored))
+    assert copy.read_settings().method_config().mask_until == 1.0
+    with pytest.raises(MedContextError, match="other settings") as error:
+        train(tiny, copy.path, settings, resume=True)
+    assert "mask_until=1.0" in error.value.found
+
+
+@pytest.mark.parametrize(("asked", "fits"), [(None, True), ((5, 8, 8), True), ((8, 8, 8), False)])
+def test_a_hidden_patch_that_is_left_open_is_the_one_that_the_run_has(asked, fits, trained, settings):
+    method = dataclasses.replace(PRESETS["medcontext"], mask_patch=asked)
+    config = dataclasses.replace(settings, method=method)
+    stored = trained.read_settings()
+    if fits:
+        assert to_resume(config, stored, trained.path) == stored
+    else:
+        with pytest.raises(MedContextError, match="other settings"):
+            to_resume(config, stored, trained.path)
 
 
 def test_a_run_is_not_resumed_by_another_plan(trained, tiny, settings, tmp_path):

@@ -77,7 +77,7 @@ class Student(nn.Module):
             if self._embedding_path is not None:
                 stack.enter_context(self._hidden_tokens(self._embedding_path, mask, volume_size(image)))
             if self._fills:
-                hidden = mask_to_voxels(mask, self._config.mask_patch, volume_size(image))
+                hidden = mask_to_voxels(mask, self._config.hidden_patch, volume_size(image))
                 image = fill_voxels(image, hidden, self._config.fill, getattr(self, "hidden_value", None), noise)
             return self.network(image)
 
@@ -86,7 +86,7 @@ class Student(nn.Module):
         """While open, the embedding gives the mask token for every hidden patch."""
 
         def replace(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
-            hidden, axis = mask_over_tokens(mask, self._config.mask_patch, volume, tokens, module)
+            hidden, axis = mask_over_tokens(mask, self._config.hidden_patch, volume, tokens, module)
             shape = [-1 if place == axis else 1 for place in range(tokens.ndim)]
             return torch.where(hidden, self.mask_token.to(tokens.dtype).view(shape), tokens)
 

@@ -58,7 +58,7 @@ def draw_mask(config: MethodConfig, batch: int, grid: Size, generator: torch.Gen
             "With one patch to hide there is nothing left to see.",
             found=f"a grid of {list(grid)} patches, hidden by '{config.mask}'",
             expected="two patches or more across",
-            remedy=f"make mask_patch {list(config.mask_patch)} smaller, at most half of the volume",
+            remedy=f"make mask_patch {list(config.hidden_patch)} smaller, at most half of the volume",
         )
     low, high = config.ratio_range
     ratios = low + (high - low) * torch.rand(masks, generator=generator, dtype=torch.float64)

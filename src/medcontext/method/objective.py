@@ -209,7 +209,7 @@ class MedContext:
             terms["masked"] = over_heads(self._loss, outputs[0] if isinstance(masked, Tensor) else outputs, truth)
         if target is None:
             return terms
-        hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(finest_of(masked)))
+        hidden = mask_to_voxels(mask, self.config.hidden_patch, volume_size(finest_of(masked)))
         heads = list(zip(heads_of(masked), heads_of(target), strict=True))
         compared = heads if self.config.deep_consistency else heads[:1]
         regions = self._membership is not None
@@ -264,7 +264,7 @@ class MedContext:
         """
         known = range(len(image)) if known is None else known
         places = torch.tensor(known if self._parts == 1 else range(len(known) * self._parts), dtype=torch.long)
-        grid = mask_grid(volume_size(image), self.config.mask_patch)
+        grid = mask_grid(volume_size(image), self.config.hidden_patch)
         drawn = draw_mask(self.config, len(image) * self._parts, grid, self._generator)
         chance = mask_probability(self.config, self.step, self._total_steps)
         if chance < 1:
@@ -314,6 +314,6 @@ class MedContext:
             blind, teacher = (None if each is None else rows_of(each, known) for each in (blind, teacher))
         hidden = None
         if blind is not None and mask is not None and truth is not None:
-            hidden = mask_to_voxels(rows_of(mask, known), self.config.mask_patch, volume_size(blind))[:, 0]
+            hidden = mask_to_voxels(rows_of(mask, known), self.config.hidden_patch, volume_size(blind))[:, 0]
         seen = diagnostics.observed(sighted, blind, teacher, truth, hidden, self._membership)
         return {"momentum": torch.tensor(self.momentum), **seen}

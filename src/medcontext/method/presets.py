@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from medcontext.errors import MedContextError, require
@@ -20,6 +20,9 @@ MomentumSchedule = Literal["cosine", "constant", "restarting"]
 Buffers = Literal["average", "copy", "keep"]
 Axis = Literal[0, 1, 2]
 
+WIDTH = 8
+"""Of a hidden cube, in voxels of the finest axis."""
+
 
 @dataclass(frozen=True)
 class MethodConfig:
@@ -34,8 +37,9 @@ class MethodConfig:
     ``random`` hides each patch on its own; ``block`` hides one box of patches that lie together (across the border,
     it goes on at the other side); ``none`` turns the method off, which leaves supervised training."""
 
-    mask_patch: tuple[int, int, int] = (8, 8, 8)
-    """Size (D, H, W) in voxels of the patches that are hidden or shown as a whole."""
+    mask_patch: tuple[int, int, int] | None = None
+    """Size (D, H, W) in voxels of the patches that are hidden or shown as a whole; None: cubes in mm, as wide as 8
+    voxels of the finest axis, or of 8 voxels a side where the spacing isn't known."""
 
     tube_axis: Axis = 0
     """Axis of (D, H, W) along which a tube runs; 0 is the slice axis."""
@@ -47,7 +51,7 @@ class MethodConfig:
     """Chance of a labelled sample to have anything hidden: the masked pass sees the others whole. Samples without a
     label, which have nothing else to learn from, are always masked."""
 
-    mask_until: float = 1.0
+    mask_until: float = 0.7
     """Share of the training after which the masked pass sees every labelled sample whole, so that it ends as ordinary
     training does; samples without a label are masked to the end."""
 
@@ -145,7 +149,7 @@ class MethodConfig:
             self.clean_weight,
             "a number above 0 where no masked pass learns from the labels (masked_weight = 0, or nothing is hidden)",
         )
-        require(min(self.mask_patch) >= 1, "mask_patch", self.mask_patch, "three sizes in voxels, each 1 or more")
+        require(min(self.hidden_patch) >= 1, "mask_patch", self.mask_patch, "three sizes in voxels, each 1 or more")
         require(self.temperature > 0, "temperature", self.temperature, "a number above 0")
         require(0 <= self.ramp_up <= 1, "ramp_up", self.ramp_up, "a share from 0 to 1")
         threshold = self.confidence_threshold
@@ -155,6 +159,16 @@ class MethodConfig:
     def ratio_range(self) -> tuple[float, float]:
         """The smallest and the largest ratio."""
         return self.ratio if isinstance(self.ratio, tuple) else (self.ratio, self.ratio)
+
+    @property
+    def hidden_patch(self) -> tuple[int, int, int]:
+        """``mask_patch`` as a size."""
+        return self.mask_patch or (WIDTH, WIDTH, WIDTH)
+
+    def for_spacing(self, spacing: tuple[float, float, float]) -> MethodConfig:
+        """The same with a ``mask_patch``, if it has none yet: of volumes of this spacing (D, H, W), in any unit."""
+        d, h, w = (max(1, round(WIDTH * min(spacing) / step)) for step in spacing)
+        return self if self.mask_patch else replace(self, mask_patch=(d, h, w))
 
     @property
     def active(self) -> bool:
@@ -172,6 +186,7 @@ PRESETS: dict[str, MethodConfig] = {
     "paper": MethodConfig(
         mask="tube",
         mask_patch=(16, 16, 16),
+        mask_until=1.0,
         ratio=0.4,
         hide="auto",
         fill="learnable",
@@ -185,6 +200,7 @@ PRESETS: dict[str, MethodConfig] = {
     "official": MethodConfig(
         mask="tube",
         mask_patch=(16, 16, 16),
+        mask_until=1.0,
         tube_axis=2,
         ratio=0.6,
         mask_per="batch",
@@ -202,11 +218,14 @@ PRESETS: dict[str, MethodConfig] = {
         teacher_train_mode=True,
         buffers="keep",
     ),
-    # Without a mask, ratio and consistency are nothing but what recorded runs are found by.
-    "supervised": MethodConfig(mask="none", ratio=0.3, clean_weight=1.0, consistency_weight=1.0),
+    # Without a mask, what is said of masks and consistency is nothing but what recorded runs are found by.
+    "supervised": MethodConfig(
+        mask="none", mask_patch=(8, 8, 8), mask_until=1.0, ratio=0.3, clean_weight=1.0, consistency_weight=1.0
+    ),
 }
 """``medcontext``: the default, what measured best on whole scans at equal compute (docs/results): the student sees a
-batch once, with up to 30 % hidden; the moving average teaches nothing, which takes a ``consistency_weight``.
+batch once, in the first 70 % of the steps with up to 30 % hidden; the moving average teaches nothing, which takes a
+``consistency_weight``.
 ``paper``: what the paper says, done right. ``official``: what the released UNETR code computes, for reproduction and
 comparison only. ``supervised``: the baseline."""
 

@@ -18,7 +18,7 @@ from medcontext.method.masking import mask_to_voxels, volume_size
 from medcontext.method.objective import MedContext
 from medcontext.method.presets import MethodConfig
 
-HIDING = MethodConfig(ratio=0.75, consistency_weight=1.0)
+HIDING = MethodConfig(ratio=0.75, mask_until=1.0, consistency_weight=1.0)
 """What is hidden, and how: as the method does it, but more. There is no teacher to be compared with; the weight says
 that scans without a label are learned from as well."""
 
@@ -65,7 +65,7 @@ class Reconstruction(MedContext):
         known = labelled_places(image, labelled, shared=self._parts > 1)
         mask, noise = self.draw_mask(image, known), self._draw_noise(image, len(known))
         outputs = self.student(image, mask, noise)
-        hidden = mask_to_voxels(mask, self.config.mask_patch, volume_size(image))
+        hidden = mask_to_voxels(mask, self.config.hidden_patch, volume_size(image))
         heads = [outputs] if isinstance(outputs, Tensor) else outputs
         loss = by_halves([_error(head, image, hidden) for head in heads])
         if backward is None:

@@ -86,7 +86,7 @@ def _look(method: MedContext, plan: Plan, image: Tensor, label: Tensor, name: st
     config, student, teacher = method.config, method.bare_student.eval(), method.teacher
     assert teacher is not None
     generator = torch.Generator().manual_seed(SEED)
-    mask = draw_mask(config, 1, mask_grid(volume_size(image), config.mask_patch), generator)
+    mask = draw_mask(config, 1, mask_grid(volume_size(image), config.hidden_patch), generator)
     noise = torch.randn(image.shape, generator=generator) if config.fill == "noise" else None
     given: list[Tensor] = []
     # What the network itself gets, whatever it is hidden by.
@@ -94,7 +94,7 @@ def _look(method: MedContext, plan: Plan, image: Tensor, label: Tensor, name: st
         outputs = {"masked": student(image, mask, noise)}
     outputs |= {"student": student(image), "teacher": teacher.network(image)}
     finest = {key: each if isinstance(each, Tensor) else each[0] for key, each in outputs.items()}
-    hidden = mask_to_voxels(mask, config.mask_patch, volume_size(image))[:, 0]
+    hidden = mask_to_voxels(mask, config.hidden_patch, volume_size(image))[:, 0]
     members = membership(plan, "cpu")
     dice = {key: float(hard_dice(each, label, hidden, members).nanmean()) for key, each in finest.items()}
     drawn = {key: _turned(_structures(each[0], members), plan) for key, each in finest.items()}
@@ -144,7 +144,7 @@ def _turned(array: npt.NDArray[Any], plan: Plan) -> npt.NDArray[Any]:
 
 def _hiding(config: MethodConfig, student: nn.Module) -> str:
     """Which part is hidden, and how, in words."""
-    size = " x ".join(str(length) for length in config.mask_patch)
+    size = " x ".join(str(length) for length in config.hidden_patch)
     where = {
         "voxels": f"at the input, {config.fill} in their place",
         "tokens": "as tokens of the network, which gets the scan itself unchanged",

@@ -17,7 +17,7 @@ from medcontext.studies.missing_parts import MISSING
 from medcontext.studies.outcome import METRICS, PLACES, Outcome, Rows, flat, missing_table, split_name
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.config import TrainConfig
-from medcontext.training.run import NONE_SAYS, plain
+from medcontext.training.run import BEFORE, NONE_SAYS, plain
 
 
 def recorded(study: Study, results: Path) -> dict[str, Outcome]:
@@ -81,21 +81,19 @@ def _held_by(file: Path, study: Study, split: str) -> dict[str, Outcome]:
 
 
 def _same_runs(study: Study, told: Mapping[str, Any]) -> list[tuple[PlannedRun, dict[str, Any]]]:
-    """Runs that the study asks for, and the entries of those that were made so. Its own go by their names as well; of
-    another study those that it made itself count, so that moving away results has their runs done anew."""
+    """Runs that the study asks for, and the entries of those that were made so, whatever they were called. Of another
+    study those that it made itself count, so that moving away results has their runs done anew."""
     own = told["study"] == study.name
     # A setting that there was not yet counts at its default, at which it changes nothing.
-    defaults = flat(plain(TrainConfig(method=MethodConfig())))
+    defaults = flat(plain(TrainConfig(method=MethodConfig(**BEFORE))))
     made = [run | {"settings": told["settings"] | run["settings"]} for run in told["runs"]]
     candidates = [(run, defaults | run["settings"]) for run in made if own or "of_study" not in run]
     found = []
     for planned in study.runs:
-        asked = _asked(planned)
-        for run, settings in candidates:
-            named = run["name"] == planned.name or not own
-            if named and all(key in settings and settings[key] == value for key, value in asked.items()):
-                found.append((planned, run))
-                break
+        same = [run for run, settings in candidates if _asked(planned, settings["spacing"]).items() <= settings.items()]
+        if same:
+            # Of a study with two arms alike, each has its own.
+            found.append((planned, max(same, key=lambda run: bool(run["name"] == planned.name))))
     return found
 
 
@@ -103,13 +101,13 @@ def _origin(study: Study, told: Mapping[str, Any]) -> dict[str, Any]:
     return {} if told["study"] == study.name else {"of_study": told["study"]}
 
 
-def _asked(planned: PlannedRun) -> dict[str, Any]:
-    """The settings that are asked for. Those left to the plan (None) may be whatever they were."""
-    config = dataclasses.replace(planned.config, method=planned.config.method_config())
-    settings = plain(config)
-    return flat(
-        {key: value for key, value in settings.items() if key not in PLACES and (value is not None or key in NONE_SAYS)}
-    )
+def _asked(planned: PlannedRun, spacing: list[float]) -> dict[str, Any]:
+    """The settings that are asked for, at a spacing (D, H, W). Those left to the plan (None) may be whatever they
+    were."""
+    d, h, w = spacing
+    config = dataclasses.replace(planned.config, method=planned.config.method_config().for_spacing((d, h, w)))
+    settings = flat({key: value for key, value in plain(config).items() if key not in PLACES})
+    return {key: value for key, value in settings.items() if value is not None or key in NONE_SAYS}
 
 
 def _read_table(file: Path) -> Mapping[str, Rows]:

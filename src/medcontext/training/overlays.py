@@ -50,7 +50,7 @@ class PatchOverlay:
         self._plan = plan
         self._method = method
         generator = torch.Generator().manual_seed(seed)
-        grid = mask_grid(volume_size(self._image), method.mask_patch)
+        grid = mask_grid(volume_size(self._image), method.hidden_patch)
         self._mask = draw_mask(method, 1, grid, generator) if method.masks else None
         self._noise = torch.randn(self._image.shape, generator=generator) if method.fill == "noise" else None
 
@@ -89,7 +89,7 @@ class PatchOverlay:
             hidden, where = None, ""
             if name == "masked" and self._mask is not None:
                 hidden, where = (
-                    mask_to_voxels(self._mask, self._method.mask_patch, volume_size(each))[:, 0],
+                    mask_to_voxels(self._mask, self._method.hidden_patch, volume_size(each))[:, 0],
                     " where hidden",
                 )
             dice = float(hard_dice(each, self._label, hidden, members).nanmean())
@@ -110,7 +110,7 @@ class PatchOverlay:
     def _cells(self) -> list[tuple[slice, slice]]:
         """Rows and columns of the hidden patches that the slice cuts."""
         assert self._mask is not None
-        d, h, w = self._method.mask_patch
+        d, h, w = self._method.hidden_patch
         height, width = self._label.shape[2:]
         return [
             (slice(i * h, min((i + 1) * h, height)), slice(j * w, min((j + 1) * w, width)))

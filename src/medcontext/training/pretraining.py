@@ -14,9 +14,10 @@ from medcontext.training.config import TrainConfig
 
 def pretraining_config(config: TrainConfig) -> TrainConfig:
     """Its settings, from those of the training that it precedes. Patches and masks are others than those there."""
+    assert config.spacing is not None
     return dataclasses.replace(
         config,
-        method=HIDING,
+        method=HIDING.for_spacing(config.spacing),
         max_steps=config.pretrain_steps,
         pretrain_steps=0,
         seed=int(np.random.default_rng([config.seed, 1]).integers(2**32)),

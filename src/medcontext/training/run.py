@@ -33,6 +33,9 @@ MAY_CHANGE = frozenset({
 NONE_SAYS = frozenset({"few_shot", "pretrained", "patience", "max_time", "patient"})
 """Settings that the plan does not settle where they are left open: None is what they are then."""
 
+BEFORE: dict[str, Any] = {"mask_until": 1.0}
+"""What the method did before it had a setting for it."""
+
 
 class RunFolder:
     """Paths and files of a run.
@@ -209,7 +212,7 @@ def from_stored(stored: Mapping[str, Any]) -> TrainConfig:
 
     values = tuples(stored)
     values |= {key: values[key] and Path(values[key]) for key in ("cache", "pretrained", "plan", "split")}
-    values["method"] = MethodConfig(**tuples(stored["method"]))
+    values["method"] = MethodConfig(**{**BEFORE, **tuples(stored["method"])})
     values["augment"] = AugmentConfig(**tuples(stored["augment"]))
     return TrainConfig(**values)
 
@@ -228,7 +231,8 @@ def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path, *, in_full:
         MedContextError: Something else is asked for than the run began with; every such setting is named.
     """
     network = None if asked.network_settings is None else (stored.network_settings or {}) | asked.network_settings
-    wanted = dataclasses.replace(asked, method=asked.method_config(), network_settings=network)
+    wanted = dataclasses.replace(asked, method=_method_of(asked, stored.spacing), network_settings=network)
+    stored = dataclasses.replace(stored, method=_method_of(stored, stored.spacing))
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     said = NONE_SAYS if in_full else frozenset()
     given = {name: getattr(wanted, name) for name in names if name in said or getattr(wanted, name) is not None}
@@ -249,6 +253,11 @@ def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path, *, in_full:
         )
     kept = {name: value for name, value in now.items() if value != "auto"}
     return dataclasses.replace(stored, **kept)
+
+
+def _method_of(config: TrainConfig, spacing: tuple[float, float, float] | None) -> MethodConfig:
+    method = config.method_config()
+    return method if spacing is None else method.for_spacing(spacing)
 
 
 def _has_cases_of(folder: Path, asked: TrainConfig) -> bool:

@@ -140,7 +140,7 @@ def resolve(config: TrainConfig, plan: Plan, device: str) -> TrainConfig:
     spec = network_spec(config.network)
     return dataclasses.replace(
         config,
-        method=config.method_config(),
+        method=config.method_config().for_spacing(plan.spacing),
         network_settings=_network_settings(config, plan),
         spacing=plan.spacing,
         patch=plan.patch,
@@ -196,11 +196,12 @@ def tried(config: TrainConfig, plan: Plan, fabric: Fabric, progress: Progress) -
     resolved = resolve(config, plan, device)
     network = build(resolved, plan)
     method = resolved.method_config()
-    draw_mask(method, 1, mask_grid(plan.patch, method.mask_patch), torch.Generator())
+    draw_mask(method, 1, mask_grid(plan.patch, method.hidden_patch), torch.Generator())
     Student(network, method, plan.channels, network_spec(config.network).patch_embedding)
     stages = [(resolved, plan)]
     if config.pretrain_steps:
-        draw_mask(HIDING, 1, mask_grid(plan.patch, HIDING.mask_patch), torch.Generator())
+        hiding = HIDING.for_spacing(plan.spacing)
+        draw_mask(hiding, 1, mask_grid(plan.patch, hiding.hidden_patch), torch.Generator())
         stages.append(of_equal_cost(resolved, plan))
     counted, free = [step_memory(network, *stage) for stage in stages], free_memory(device, processes)
     needed = max((each for each in counted if each is not None), default=0)

@@ -244,7 +244,7 @@ def _build(
     method.student.to(device)
     if config.compile:
         image = torch.zeros(plan.batch_size // fabric.world_size, plan.channels, *plan.patch, device=device)
-        grid = mask_grid(plan.patch, method.config.mask_patch)
+        grid = mask_grid(plan.patch, method.config.hidden_patch)
         mask = draw_mask(method.config, len(image), grid, torch.Generator()).to(device)
         precision = autocast(config.precision, fabric.device.type)
         noise = torch.zeros_like(image) if method.config.fill == "noise" else None
