@@ -155,7 +155,11 @@ def test_differences_are_those_of_the_comparison_and_noise_is_called_so(whole):
     )
     row = next(row for row in page.rows if row[0] == "Mean over labels" and len(row) == 7)
     assert row[1] == f"{overall['difference']:+.3f} {low:+.3f} to {high:+.3f}, noise"
-    assert row[3] == f"{overall['wins']}/{overall['ties']}/{overall['losses']}"
+    assert (overall["left_out"], result["hd95_mm"]["overall"]["left_out"] > 0) == (0, True)
+    for metric, cell in (("dice", row[3]), ("hd95_mm", row[6])):
+        each = result[metric]["overall"]
+        left_out = f", {each['left_out']} left out" if each["left_out"] else ""
+        assert cell == f"{each['wins']}/{each['ties']}/{each['losses']}{left_out}"
 
 
 def test_a_difference_that_is_none_of_noise_is_not_called_so(study, tmp_path):

@@ -144,6 +144,7 @@ def _difference(entry: Mapping[str, Any] | None, form: str) -> list[str | Cell]:
     noise = "" if entry["distinguishable"] else ", noise"
     p = entry["p"] if entry["p_holm"] is None else entry["p_holm"]
     wins = f"{entry['wins']}/{entry['ties']}/{entry['losses']}"
+    wins += f", {entry['left_out']} left out" if entry["left_out"] else ""
     return [Cell(format(entry["difference"], form), between + noise), "< 0.001" if p < 0.001 else f"{p:.2g}", wins]
 
 
