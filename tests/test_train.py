@@ -30,7 +30,8 @@ from medcontext.method.presets import PRESETS
 from medcontext.networks.registry import network_spec
 from medcontext.training import loop
 from medcontext.training.config import TrainConfig
-from medcontext.training.run import RunFolder, to_resume
+from medcontext.training.resume import to_resume
+from medcontext.training.run import RunFolder
 from medcontext.training.train import train
 from tests.conftest import write_nifti
 

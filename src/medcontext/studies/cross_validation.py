@@ -23,7 +23,8 @@ from medcontext.studies.fold_summary import summarise
 from medcontext.studies.holdout import score_held_out
 from medcontext.training.config import TrainConfig
 from medcontext.training.distribution import PREPARING, ending_together, first_does, launch
-from medcontext.training.run import MAY_CHANGE, RunFolder, to_resume
+from medcontext.training.resume import MAY_CHANGE, to_resume
+from medcontext.training.run import RunFolder
 from medcontext.training.setup import checked, possible
 from medcontext.training.train import train
 

@@ -15,7 +15,8 @@ from medcontext.inference.model import load_tensors
 from medcontext.studies.convergence import validations
 from medcontext.studies.missing_parts import MISSING, scores_file
 from medcontext.studies.study_file import PlannedRun
-from medcontext.training.run import MAY_CHANGE, RunFolder
+from medcontext.training.resume import MAY_CHANGE
+from medcontext.training.run import RunFolder
 
 COLUMNS = ("run", "case", "label", "dice", "hd95_mm", "outcome")
 """Of ``STUDY.csv``, a row per run, case and label."""

@@ -17,7 +17,8 @@ from medcontext.studies.missing_parts import MISSING
 from medcontext.studies.outcome import METRICS, PLACES, Outcome, Rows, flat, missing_table, split_name
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.config import TrainConfig
-from medcontext.training.run import BEFORE, NONE_SAYS, plain
+from medcontext.training.resume import NONE_SAYS
+from medcontext.training.run import BEFORE, plain
 
 
 def recorded(study: Study, results: Path) -> dict[str, Outcome]:

@@ -21,7 +21,8 @@ from medcontext.memory import processors
 from medcontext.progress import Progress, clock
 from medcontext.studies.missing_parts import MISSING, scores_file
 from medcontext.studies.study_file import PlannedRun, Study
-from medcontext.training.run import RunFolder, to_resume
+from medcontext.training.resume import to_resume
+from medcontext.training.run import RunFolder
 
 State = Literal["done", "trained", "begun", "new"]
 

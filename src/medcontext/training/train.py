@@ -49,7 +49,8 @@ from medcontext.training.logs import RunLogs
 from medcontext.training.loop import fit
 from medcontext.training.prepared import prepared_scans, require_same_plan, require_same_scans
 from medcontext.training.pretraining import pretraining_config, pretraining_outputs
-from medcontext.training.run import RunFolder, describe_environment, plain, to_resume
+from medcontext.training.resume import to_resume
+from medcontext.training.run import RunFolder, describe_environment, plain
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.setup import build, checked, own_share, possible, require_shares
 from medcontext.training.signals import warning_interrupts
