@@ -230,17 +230,6 @@ def test_a_run_is_not_resumed_with_other_settings(trained, tiny, settings):
     assert all(torch.equal(a, b) for a, b in zip(weights(trained), before, strict=True))
 
 
-def test_a_run_of_before_a_setting_goes_on_as_it_began(trained, tiny, settings, tmp_path):
-    copy = RunFolder(shutil.copytree(trained.path, tmp_path / "copy"))
-    stored = yaml.safe_load(copy.config.read_text())
-    assert stored["method"].pop("mask_until") == 0.7
-    copy.config.write_text(yaml.safe_dump(stored))
-    assert copy.read_settings().method_config().mask_until == 1.0
-    with pytest.raises(MedContextError, match="other settings") as error:
-        train(tiny, copy.path, settings, resume=True)
-    assert "mask_until=1.0" in error.value.found
-
-
 @pytest.mark.parametrize(("asked", "fits"), [(None, True), ((5, 8, 8), True), ((8, 8, 8), False)])
 def test_a_hidden_patch_that_is_left_open_is_the_one_that_the_run_has(asked, fits, trained, settings):
     method = dataclasses.replace(PRESETS["medcontext"], mask_patch=asked)

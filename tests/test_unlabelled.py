@@ -308,8 +308,7 @@ def test_regions_and_ignored_voxels_go_with_unlabelled_scans(tmp_path, settings)
         nib.save(nib.Nifti1Image(label, image.affine, image.header), path)
     run = RunFolder(train(data, tmp_path / "run", dataclasses.replace(settings, max_steps=4, log_every=1)))
     rows = [row for row in run.history() if row["kind"] == "train"]
-    assert all({"loss/masked", "loss/consistency"} <= row.keys() for row in rows)
-    assert ["context_score" in row for row in rows] == [True] * 3 + [False], "70 % of the steps hide"
+    assert all({"loss/masked", "loss/consistency", "context_score"} <= row.keys() for row in rows)
     unlabelled = json.loads(run.about.read_text())["unlabelled"]
     fresh = dataclasses.replace(settings, max_steps=4, log_every=1, cache=tmp_path / "cache")
     other = with_garbage(data, tmp_path / "garbage", unlabelled)

@@ -18,7 +18,7 @@ from medcontext.method.masking import mask_to_voxels, volume_size
 from medcontext.method.objective import MedContext
 from medcontext.method.presets import MethodConfig
 
-HIDING = MethodConfig(ratio=0.75, mask_until=1.0, consistency_weight=1.0)
+HIDING = MethodConfig(ratio=0.75, consistency_weight=1.0)
 """What is hidden, and how: as the method does it, but more. There is no teacher to be compared with; the weight says
 that scans without a label are learned from as well."""
 

@@ -18,7 +18,7 @@ from medcontext.studies.outcome import METRICS, PLACES, Outcome, Rows, flat, mis
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.config import TrainConfig
 from medcontext.training.resume import NONE_SAYS
-from medcontext.training.run import BEFORE, plain
+from medcontext.training.run import plain
 
 
 def recorded(study: Study, results: Path) -> dict[str, Outcome]:
@@ -86,7 +86,7 @@ def _same_runs(study: Study, told: Mapping[str, Any]) -> list[tuple[PlannedRun, 
     study those that it made itself count, so that moving away results has their runs done anew."""
     own = told["study"] == study.name
     # A setting that there was not yet counts at its default, at which it changes nothing.
-    defaults = flat(plain(TrainConfig(method=MethodConfig(**BEFORE))))
+    defaults = flat(plain(TrainConfig(method=MethodConfig())))
     made = [run | {"settings": told["settings"] | run["settings"]} for run in told["runs"]]
     candidates = [(run, defaults | run["settings"]) for run in made if own or "of_study" not in run]
     found = []

@@ -23,9 +23,6 @@ from medcontext.files import LOCK, read_json, replacing_folder, write_json, writ
 from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 
-BEFORE: dict[str, Any] = {"mask_until": 1.0}
-"""What the method did before it had a setting for it."""
-
 
 class RunFolder:
     """Paths and files of a run.
@@ -202,7 +199,7 @@ def from_stored(stored: Mapping[str, Any]) -> TrainConfig:
 
     values = tuples(stored)
     values |= {key: values[key] and Path(values[key]) for key in ("cache", "pretrained", "plan", "split")}
-    values["method"] = MethodConfig(**{**BEFORE, **tuples(stored["method"])})
+    values["method"] = MethodConfig(**tuples(stored["method"]))
     values["augment"] = AugmentConfig(**tuples(stored["augment"]))
     return TrainConfig(**values)
 
