@@ -129,18 +129,20 @@ def test_a_field_that_is_set_in_python_changes_the_default_preset():
 @settings(max_examples=200, deadline=None)
 @given(st.tuples(*[st.floats(0.05, 20.0)] * 3))
 def test_what_the_default_preset_hides_is_a_cube_in_mm(spacing):
-    """To half a voxel along each axis, but for voxels that are longer than it."""
+    """To a factor of the root of 2 along each axis, but for voxels that are longer than it."""
     config = PRESETS["medcontext"].for_spacing(spacing)
     width = 8 * min(spacing)
     assert max(size for size, step in zip(config.mask_patch, spacing, strict=True) if step == min(spacing)) == 8
     for size, step in zip(config.mask_patch, spacing, strict=True):
-        assert abs(size * step - width) <= 0.5 * step * 1.0001 or (size == 1 and step > width)
+        assert size in (1, 2, 4, 8)
+        assert 0.7071 <= size * step / width <= 1.4143 or (size == 1 and step > width)
     assert config.for_spacing((1.0, 2.0, 3.0)) is config, "what is set stays"
 
 
 def test_hidden_patches_where_the_spacing_is_not_known_or_a_size_is_set():
     assert PRESETS["medcontext"].hidden_patch == (8, 8, 8)
     assert PRESETS["medcontext"].for_spacing((8.0, 2.5, 2.5)).hidden_patch == (2, 8, 8)
+    assert PRESETS["medcontext"].for_spacing((1.5, 1.0, 1.0)).hidden_patch == (4, 8, 8)
     for name in ("paper", "official"):
         assert PRESETS[name].for_spacing((8.0, 2.5, 2.5)).hidden_patch == (16, 16, 16)
 

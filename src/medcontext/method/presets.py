@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -38,8 +39,8 @@ class MethodConfig:
     it goes on at the other side); ``none`` turns the method off, which leaves supervised training."""
 
     mask_patch: tuple[int, int, int] | None = None
-    """Size (D, H, W) in voxels of the patches that are hidden or shown as a whole; None: cubes in mm, as wide as 8
-    voxels of the finest axis, or of 8 voxels a side where the spacing isn't known."""
+    """Size (D, H, W) in voxels of the patches that are hidden or shown as a whole; None: about cubes in mm, as wide
+    as 8 voxels of the finest axis (:meth:`for_spacing`), or of 8 voxels a side where the spacing isn't known."""
 
     tube_axis: Axis = 0
     """Axis of (D, H, W) along which a tube runs; 0 is the slice axis."""
@@ -166,8 +167,11 @@ class MethodConfig:
         return self.mask_patch or (WIDTH, WIDTH, WIDTH)
 
     def for_spacing(self, spacing: tuple[float, float, float]) -> MethodConfig:
-        """The same with a ``mask_patch``, if it has none yet: of volumes of this spacing (D, H, W), in any unit."""
-        d, h, w = (max(1, round(WIDTH * min(spacing) / step)) for step in spacing)
+        """The same with a ``mask_patch``, if it has none yet, for volumes of this spacing (D, H, W), in any unit.
+
+        It is as near to a cube as powers of two come, which the tokens of most networks are as well.
+        """
+        d, h, w = (2 ** max(0, round(math.log2(WIDTH * min(spacing) / step))) for step in spacing)
         return self if self.mask_patch else replace(self, mask_patch=(d, h, w))
 
     @property
