@@ -26,6 +26,7 @@ from medcontext.evaluation import pictures
 from medcontext.inference.model import load_tensors
 from medcontext.method.presets import PRESETS
 from medcontext.progress import Progress
+from medcontext.studies import study as studying
 from medcontext.studies.conduct import conduct, rehearse
 from medcontext.studies.convergence import convergence, in_words
 from medcontext.studies.extremes import Scored, extremes_figure, picture_of_runs
@@ -564,6 +565,18 @@ def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, r
     (tmp_path / "tiny.csv").unlink()
     with pytest.raises(MedContextError, match=r"tiny\.csv"):
         recorded(study, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "jobs", "threads"),
+    [(None, 1, 8), (None, 3, 2), (None, 20, 1), ("1", 1, 1), ("3", 2, 3), ("16", 2, 4), ("", 2, 4), ("0", 2, 4)],
+)
+def test_a_run_has_its_share_of_the_cores_or_what_it_is_given(asked, jobs, threads, monkeypatch):
+    monkeypatch.setattr(studying, "processors", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert studying.threads_for(jobs) == threads
 
 
 def test_an_arm_that_is_called_otherwise_keeps_its_runs(conducted, room):
