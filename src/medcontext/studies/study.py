@@ -197,8 +197,10 @@ def _log(planned: PlannedRun, out: Path) -> Path:
 
 
 def threads_for(jobs: int) -> int:
-    """Each run's share of the cores that this process may use, or fewer if ``OMP_NUM_THREADS`` says so: two studies side
-    by side would otherwise take all of them twice, and run at less than half the speed."""
+    """Each run's share of the cores that this process may use, or fewer if ``OMP_NUM_THREADS`` says so.
+
+    Two studies side by side would otherwise take all of them twice, and run at less than half the speed.
+    """
     share, asked = max(1, processors() // jobs), os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(asked)) if asked.isdecimal() and int(asked) else share
 
