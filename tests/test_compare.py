@@ -141,6 +141,16 @@ def test_a_label_without_any_pair_has_no_numbers(scores):
     assert "-" in shown(result)
 
 
+def test_cases_of_one_patient_are_taken_together(scores):
+    before, after = (evaluation(scores[:6] + gain, cases=list("abcdef")) for gain in (0.0, 0.01))
+    told = {"patients": {"a": "x", "c": "x", "f": "x"}}
+    for first, second in ((before | told, after), (before, after | told)):
+        result = compare_evaluations([first], [second])
+        overall = result["dice"]["overall"]
+        assert (overall["cases"], overall["patients"], overall["wins"]) == (6, 4, 6)
+        assert "over 6 cases of 4 patients." in verdict(result, "one", "two")
+
+
 def test_seeds_are_paired_by_their_place(scores):
     firsts = [scores, scores - 0.2]
     result = compare_evaluations([evaluation(each) for each in firsts], [evaluation(each + 0.01) for each in firsts])

@@ -134,6 +134,42 @@ def test_seeds_of_cases_of_their_own_are_pooled():
     assert bootstrap_interval(values, seed=0) != bootstrap_interval(np.nanmean(values, axis=0, keepdims=True), seed=0)
 
 
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_a_second_scan_just_like_the_first_of_each_patient_tells_nothing(seeds):
+    rng = np.random.default_rng(7)
+    first, second = rng.normal(0.8, 0.1, (2, seeds, 12))
+    second[0, 3] = np.nan
+    once = paired(first, second)
+    patients = [str(k) for k in range(12)] * 2
+    twice = paired(np.tile(first, 2), np.tile(second, 2), patients=patients)
+    people = 12 - (seeds == 1)
+    assert (once.patients, once.cases, twice.patients, twice.cases) == (people, people, people, 2 * people)
+    assert twice.interval == pytest.approx(once.interval, rel=1e-12)
+    assert (twice.p, twice.effect) == pytest.approx((once.p, once.effect), rel=1e-12)
+    assert twice.difference == pytest.approx(once.difference)
+    alone = paired(np.tile(first, 2), np.tile(second, 2))
+    assert alone.interval[1] - alone.interval[0] < 0.9 * (once.interval[1] - once.interval[0])
+    assert alone.p < once.p
+
+
+def test_patients_are_resampled_with_all_of_their_cases():
+    """Of 1 to 4 cases each, in any order; against a bootstrap that is written out."""
+    patients = list("aabcccddddeefggghii")
+    values = np.random.default_rng(8).normal(size=(3, len(patients)))
+    values += np.array([ord(patient) % 5 for patient in patients])
+    values[1, 4] = values[:, 16] = np.nan
+    order = np.random.default_rng(2).permutation(len(patients))
+    values, patients = values[:, order], [patients[k] for k in order]
+    rng, means = np.random.default_rng(9), []
+    people = sorted(set(patients) - {"h"})
+    for _ in range(20_000):
+        drawn = [k for each in rng.choice(people, len(people)) for k, patient in enumerate(patients) if patient == each]
+        means.append(np.nanmean(values[np.ix_(rng.integers(0, 3, 3), drawn)]))
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert bootstrap_interval(values, seed=0, patients=patients) == pytest.approx((low, high), abs=0.03 * (high - low))
+    assert bootstrap_interval(values[:, :1], seed=0, patients=patients[:1]) is None
+
+
 def test_seeds_that_differ_widen_the_interval():
     rng = np.random.default_rng(0)
     cases = rng.normal(0, 0.1, (1, 40))

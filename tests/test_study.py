@@ -33,6 +33,7 @@ from medcontext.studies.extremes import Scored, extremes_figure, picture_of_runs
 from medcontext.studies.extremes import _chosen as chosen
 from medcontext.studies.figures import convergence_figure
 from medcontext.studies.forecast import forecast
+from medcontext.studies.holdout import score_held_out
 from medcontext.studies.outcome import of_folder
 from medcontext.studies.recorded import recorded
 from medcontext.studies.results import gather, summary
@@ -259,7 +260,7 @@ def test_every_run_is_trained_and_scored_and_its_checkpoint_removed(conducted, r
         assert run.best.is_file()
         assert not run.last.exists()
         assert not run.previous.exists()
-        assert json.loads(run.about.read_text())["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+        assert json.loads(run.about.read_text())["threads"] == studying.threads_for(2)
         subsets.setdefault(planned.levels["seed"], set()).add(run.read_split().train)
     assert [len(each) for each in subsets.values()] == [1, 1], "the arms of a seed share their training cases"
     assert subsets["seed-0"] != subsets["seed-1"]
@@ -565,6 +566,29 @@ def test_results_of_other_settings_or_cases_are_not_taken_for_these(conducted, r
     (tmp_path / "tiny.csv").unlink()
     with pytest.raises(MedContextError, match=r"tiny\.csv"):
         recorded(study, tmp_path)
+
+
+def test_scans_of_one_patient_count_as_one_patient(conducted, room, tmp_path):
+    """As the run's settings find them in the names of its cases, and on from there into the results."""
+    out, results = tmp_path / "out", tmp_path / "results"
+    shutil.copytree(conducted, out)
+    study, pattern = read_study(room / "study.yaml", room), "case"
+    for planned in study.runs:
+        run = RunFolder(out / planned.name)
+        settings = yaml.safe_load(run.config.read_text())
+        run.config.write_text(dump(settings | {"patient": pattern}))
+        scored = score_held_out(run, open_dataset(room / "data"), device="cpu", progress=Progress(quiet=True))
+        assert scored["patients"] == dict.fromkeys(run.read_split().test, "case")
+    runs = [dataclasses.replace(run, config=dataclasses.replace(run.config, patient=pattern)) for run in study.runs]
+    asked = dataclasses.replace(study, runs=tuple(runs))
+    found = gather(asked, out, results)
+    assert set(found["patients"].values()) == {"case"}
+    overall = found["comparisons"][0]["result"]["dice"]["overall"]
+    assert (overall["cases"], overall["patients"], overall["interval"]) == (3, 1, None)
+    assert "One patient says nothing about others" in found["comparisons"][0]["verdict"]
+    shutil.rmtree(out)
+    again = gather(asked, out, results, recorded(asked, results))
+    assert (again["patients"], again["comparisons"]) == (found["patients"], found["comparisons"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
     """Compare results of :func:`~medcontext.evaluation.evaluate.evaluate`, one of each method for each seed.
 
     The overall score of a case is the mean over its labels in which both methods have a score. Cases that only one of
-    a pair has are left out. Where a label is in neither the truth nor the prediction of one method, so that it has no
+    a pair has are left out. Whose case each is, ``patients`` of an evaluation says (case -> patient, of those that have
+    several), if it is there. Where a label is in neither the truth nor the prediction of one method, so that it has no
     Dice, and in the prediction of the other, the first has found what there is: its Dice counts as 1 here.
 
     Returns:
@@ -104,12 +106,15 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
         for label, entry in each["mean"]["labels"].items()
         if "name" in entry
     }
+    known = {case: patient for each in (*first, *second) for case, patient in each.get("patients", {}).items()}
+    patients = [known.get(case, case) for case in cases]
     result: dict[str, Any] = {"seeds": len(first), "unpaired": unpaired}
     for metric, higher in METRICS.items():
         one, two = _paired_scores(first, second, metric, cases, labels)
         defined = np.isfinite(one) & np.isfinite(two)
-        overall = paired(_over_labels(one, defined), _over_labels(two, defined), higher_is_better=higher)
-        each = [paired(one[..., k], two[..., k], higher_is_better=higher) for k in range(len(labels))]
+        compared = partial(paired, patients=patients, higher_is_better=higher)
+        overall = compared(_over_labels(one, defined), _over_labels(two, defined))
+        each = [compared(one[..., k], two[..., k]) for k in range(len(labels))]
         corrected = iter(holm([found.p for found in each if found is not None]))
         by_label = {
             str(label): None
@@ -159,9 +164,12 @@ def verdict(result: Mapping[str, Any], first: str, second: str) -> str:
     found = result["dice"][OVERALL]
     if found is None:
         return f"{first} and {second} have no scored case in common."
-    over = f"{found['cases']} cases" + (f" and {found['seeds']} seeds" if found["seeds"] > 1 else "")
+    over = f"{found['cases']} cases"
+    over += f" of {found['patients']} patients" if found["patients"] < found["cases"] else ""
+    over += f" and {found['seeds']} seeds" if found["seeds"] > 1 else ""
     if found["interval"] is None:
-        return f"One case says nothing about others: {second} {found['difference']:+.4f} Dice."
+        one = "One case" if found["cases"] == 1 else "One patient"
+        return f"{one} says nothing about others: {second} {found['difference']:+.4f} Dice."
     low, high = found["interval"]
     size = f"{found['difference']:+.4f} Dice (95 % interval {low:+.4f} to {high:+.4f}) over {over}"
     if found["distinguishable"]:

@@ -24,13 +24,14 @@ DEFINITION = {
     "interval": f"95 % percentile bootstrap interval of the mean difference, {RESAMPLES:,} resamples of the cases and, "
     "with several seeds, of seeds and cases at once, a drawn case being taken from every drawn seed (Owen, Annals of "
     "Applied Statistics 1(2), 2007), since every seed is scored on the same cases (where each has cases of its own, as "
-    "folds have, of the cases). Fewer than about 5 seeds, or 15 "
-    "cases, make such intervals too narrow",
-    "p": "Wilcoxon signed-rank test, two-sided, of the cases' differences, each averaged over the seeds; differences "
-    "of 0 are ranked and then dropped (Pratt, JASA 54, 1959). It speaks of new cases, not of new seeds",
+    "folds have, of the cases). A patient with several cases is drawn with all of them. Fewer than about 5 seeds, or "
+    "15 patients, make such intervals too narrow",
+    "p": "Wilcoxon signed-rank test, two-sided, of the patients' differences, each averaged over its cases and their "
+    "seeds; differences of 0 are ranked and then dropped (Pratt, JASA 54, 1959). It speaks of new patients, not of new "
+    "seeds",
     "p_holm": "p corrected for the number of labels (Holm, Scandinavian Journal of Statistics 6, 1979)",
-    "effect": "matched-pairs rank-biserial correlation (Kerby, Comprehensive Psychology 3, 2014): -1 to 1, above 0 "
-    "where the second is better",
+    "effect": "matched-pairs rank-biserial correlation (Kerby, Comprehensive Psychology 3, 2014) of the same: -1 to 1, "
+    "above 0 where the second is better",
     "wins": "cases in which the second is better, as good, or worse, averaged over the seeds",
     "verdict": "a difference is called distinguishable from noise where its interval leaves out 0",
 }
@@ -45,7 +46,7 @@ class Paired:
         first: Mean score of the first, over the pairs.
         second: Of the second.
         difference: Their difference.
-        interval: 95 % confidence interval of the difference; None where there are fewer than two cases.
+        interval: 95 % confidence interval of the difference; None where there are fewer than two patients.
         p: Of the Wilcoxon signed-rank test; 1 where no pair differs.
         p_holm: The same, corrected for several labels; None where it is not one of several.
         effect: Rank-biserial correlation, above 0 where the second is better.
@@ -53,6 +54,7 @@ class Paired:
         ties: In which both are as good.
         losses: In which the second is worse.
         cases: With a pair in at least one seed.
+        patients: Whose cases these are.
         seeds: How many.
         pairs: Seeds and cases in which both have a score.
         left_out: Seeds and cases in which only one has a score, or none.
@@ -69,6 +71,7 @@ class Paired:
     ties: int
     losses: int
     cases: int
+    patients: int
     seeds: int
     pairs: int
     left_out: int
@@ -84,12 +87,20 @@ class Paired:
         return asdict(self) | {"interval": interval, "distinguishable": self.distinguishable}
 
 
-def paired(first: Scores, second: Scores, *, higher_is_better: bool = True, seed: int = 0) -> Paired | None:
+def paired(
+    first: Scores,
+    second: Scores,
+    *,
+    patients: Sequence[str] | None = None,
+    higher_is_better: bool = True,
+    seed: int = 0,
+) -> Paired | None:
     """Compare two methods on the same cases.
 
     Args:
         first: Scores ``(seeds, cases)``, NaN where there is none.
         second: The same seeds and cases of the other method.
+        patients: Whose case each is; None: of a patient of its own.
         higher_is_better: Whether a positive difference is a win.
         seed: Of the bootstrap.
 
@@ -102,27 +113,43 @@ def paired(first: Scores, second: Scores, *, higher_is_better: bool = True, seed
     differences = np.where(both, second - first, np.nan)
     used = both.any(axis=0)
     by_case = np.nanmean(differences[:, used], axis=0)
+    places = _places(patients, both.shape[1])[used]
+    by_patient = np.array([by_case[places == place].mean() for place in dict.fromkeys(places.tolist())])
     better = by_case if higher_is_better else -by_case
     return Paired(
         first=float(first[both].mean()),
         second=float(second[both].mean()),
         difference=float(differences[both].mean()),
-        interval=bootstrap_interval(differences, seed=seed),
-        p=wilcoxon(by_case),
+        interval=bootstrap_interval(differences, patients=patients, seed=seed),
+        p=wilcoxon(by_patient),
         p_holm=None,
-        effect=rank_biserial(better),
+        effect=rank_biserial(by_patient if higher_is_better else -by_patient),
         wins=int((better > 0).sum()),
         ties=int((better == 0).sum()),
         losses=int((better < 0).sum()),
         cases=int(used.sum()),
+        patients=len(by_patient),
         seeds=int(both.any(axis=1).sum()),
         pairs=int(both.sum()),
         left_out=int((~both).sum()),
     )
 
 
+def _places(patients: Sequence[str] | None, cases: int) -> npt.NDArray[np.int64]:
+    """Of each case, which patient it is of, counted as they come."""
+    if patients is None:
+        return np.arange(cases)
+    known = {patient: place for place, patient in enumerate(dict.fromkeys(patients))}
+    return np.array([known[patient] for patient in patients], dtype=np.int64)
+
+
 def bootstrap_interval(
-    values: Scores, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+    values: Scores,
+    *,
+    seed: int,
+    patients: Sequence[str] | None = None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the mean of ``values`` ``(seeds, cases)``, resampling seeds and cases.
 
@@ -130,17 +157,20 @@ def bootstrap_interval(
     Statistics 1(2), 2007): seeds share their cases, and drawing cases anew within each seed would miss what a case has
     in common over the seeds. With one seed this is the ordinary bootstrap over cases; so it is where every case belongs
     to one seed only, as in cross-validation: seeds and cases can't be told apart then, and drawing both would count
-    what varies twice.
+    what varies twice. Where ``patients`` says whose case each is, patients are drawn, with all of their cases: scans of
+    one patient are alike, and drawn apart they would count for more than they tell.
 
     Returns:
-        Its ends; None where fewer than two cases have a value.
+        Its ends; None where fewer than two patients have a value.
     """
+    places = _places(patients, values.shape[1])[np.isfinite(values).any(axis=0)]
     values = values[:, np.isfinite(values).any(axis=0)]
+    places = np.unique(places, return_inverse=True)[1]
     values = values[np.isfinite(values).any(axis=1)]
     if (np.isfinite(values).sum(axis=0) == 1).all():
         values = np.nansum(values, axis=0, keepdims=True)
-    seeds, cases = values.shape
-    if cases < 2:
+    seeds, people = len(values), len(set(places.tolist()))
+    if people < 2:
         return None
     known = np.isfinite(values).astype(np.float64)
     filled = np.nan_to_num(values)
@@ -149,7 +179,8 @@ def bootstrap_interval(
     for begin in range(0, resamples, AT_ONCE):
         count = min(AT_ONCE, resamples - begin)
         by_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), count).astype(np.float64)
-        by_case = rng.multinomial(cases, np.full(cases, 1 / cases), count).astype(np.float64)
+        by_patient = rng.multinomial(people, np.full(people, 1 / people), count).astype(np.float64)
+        by_case = by_patient[:, places]
         weights = ((by_seed @ known) * by_case).sum(axis=1)
         sums = ((by_seed @ filled) * by_case).sum(axis=1)
         means.append(sums[weights > 0] / weights[weights > 0])

@@ -63,10 +63,15 @@ def summarise(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _entry(evaluations: Sequence[Mapping[str, Any]], metric: str, label: int | None = None) -> dict[str, Any]:
     folds = [_scores(evaluation, metric, label) for evaluation in evaluations]
-    means = [mean(scores) for scores in folds]
+    means = [mean(scores.values()) for scores in folds]
     defined = [each for each in means if each is not None]
-    pooled = [score for scores in folds for score in scores]
-    interval = bootstrap_interval(np.array([pooled]), seed=0)
+    pooled = [score for scores in folds for score in scores.values()]
+    patients = [
+        evaluation.get("patients", {}).get(case, case)
+        for evaluation, scores in zip(evaluations, folds, strict=True)
+        for case in scores
+    ]
+    interval = bootstrap_interval(np.array([pooled]), patients=patients, seed=0)
     return {
         "folds": means,
         "mean": mean(defined),
@@ -77,13 +82,13 @@ def _entry(evaluations: Sequence[Mapping[str, Any]], metric: str, label: int | N
     }
 
 
-def _scores(evaluation: Mapping[str, Any], metric: str, label: int | None) -> list[float]:
+def _scores(evaluation: Mapping[str, Any], metric: str, label: int | None) -> dict[str, float]:
     """Of every case that has one: the score of a label, or without one the mean over its labels."""
     by_case: dict[str, list[float]] = {}
     for row in evaluation["cases"]:
         if row[metric] is not None and label in (None, row["label"]):
             by_case.setdefault(row["case"], []).append(row[metric])
-    return [fmean(scores) for scores in by_case.values()]
+    return {case: fmean(scores) for case, scores in by_case.items()}
 
 
 def folds_table(summary: Mapping[str, Any]) -> Table:

@@ -52,8 +52,9 @@ def score_held_out(
         postprocess: Whether the post-processing that was chosen for the model is done.
 
     Returns:
-        What :func:`medcontext.evaluation.evaluate.evaluate` gives, and ``postprocessing``: the rules that were done;
-        also written to ``test/evaluation.json``.
+        What :func:`medcontext.evaluation.evaluate.evaluate` gives, ``patients`` (case -> patient, of those that are not
+        called as their case is) and ``postprocessing``: the rules that were done; also written to
+        ``test/evaluation.json``.
 
     Raises:
         MedContextError: No test cases, one of them is gone, or one can't be predicted.
@@ -80,6 +81,8 @@ def score_held_out(
         truths = {name: dataset.cases[name].label for name in test}
         probabilities = run.predictions / "probabilities" if calibration else None
         result = evaluate(run.predictions, truths, labels, probabilities=probabilities, progress=update)
+    patients = dataset.with_patients(run.read_config().get("patient")).patients
+    result["patients"] = {name: patients[name] for name in test if patients[name] != name}
     result["postprocessing"] = [rule.to_dict() for rule in predictor.rules]
     write_json(run.evaluation, result)
     return result

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medcontext.data.split import patients_of
 from medcontext.data.split_file import read_split_file
 from medcontext.files import read_json
 from medcontext.inference.model import load_tensors
@@ -40,6 +41,7 @@ class Outcome:
         planned: The run.
         facts: Its entry among the ``runs`` of ``STUDY.json``, with all its ``settings``.
         rows: Its scores: :data:`COLUMNS` but ``run`` for each case and label.
+        patients: Case -> patient, of those that are not called as their case is.
         missing: Kind of :data:`~medcontext.studies.missing_parts.MISSING` -> the scores with such parts missing.
         labels: Number of a label, as text, -> its name, where it has one.
         definition: What the scores mean.
@@ -49,6 +51,7 @@ class Outcome:
     planned: PlannedRun
     facts: Mapping[str, Any]
     rows: Rows
+    patients: Mapping[str, str]
     missing: Mapping[str, Rows]
     labels: Mapping[str, str]
     definition: Mapping[str, Any]
@@ -57,7 +60,15 @@ class Outcome:
     @property
     def evaluation(self) -> dict[str, Any]:
         """As :func:`medcontext.evaluation.compare.compare_evaluations` takes it."""
-        return {"cases": self.rows, "mean": {"labels": {label: {"name": name} for label, name in self.labels.items()}}}
+        names = {"labels": {label: {"name": name} for label, name in self.labels.items()}}
+        return {"cases": self.rows, "patients": self.patients, "mean": names}
+
+
+def patients_in(told: Mapping[str, Any], rows: Rows, planned: PlannedRun) -> dict[str, str]:
+    """Case -> patient, of those that are not called as their case is: as told, or else as the study finds them in the
+    cases' names."""
+    found = told.get("patients") or patients_of({row["case"] for row in rows}, planned.config.patient)
+    return {case: patient for case, patient in sorted(found.items()) if patient != case}
 
 
 def split_name(split: Path) -> str:
@@ -103,7 +114,9 @@ def of_folder(planned: PlannedRun, run: RunFolder) -> Outcome:
     }
     missing = {kind: _rows(read_json(scores_file(run, kind))) for kind in MISSING if planned.missing_parts}
     labels = {label: entry["name"] for label, entry in evaluation["mean"]["labels"].items() if "name" in entry}
-    return Outcome(planned, facts, _rows(evaluation), missing, labels, evaluation["definition"], run)
+    rows = _rows(evaluation)
+    patients = patients_in(evaluation, rows, planned)
+    return Outcome(planned, facts, rows, patients, missing, labels, evaluation["definition"], run)
 
 
 def missing_table(study: str, kind: str) -> str:

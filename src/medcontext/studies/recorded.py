@@ -14,7 +14,7 @@ from medcontext.errors import MedContextError
 from medcontext.files import read_json
 from medcontext.method.presets import MethodConfig
 from medcontext.studies.missing_parts import MISSING
-from medcontext.studies.outcome import METRICS, PLACES, Outcome, Rows, flat, missing_table, split_name
+from medcontext.studies.outcome import METRICS, PLACES, Outcome, Rows, flat, missing_table, patients_in, split_name
 from medcontext.studies.study_file import PlannedRun, Study
 from medcontext.training.config import TrainConfig
 from medcontext.training.resume import NONE_SAYS
@@ -64,6 +64,7 @@ def _held_by(file: Path, study: Study, split: str) -> dict[str, Outcome]:
                 planned,
                 run | {"name": planned.name, "levels": dict(planned.levels)} | _origin(study, told),
                 rows[run["name"]],
+                patients_in(told, rows[run["name"]], planned),
                 {kind: of_runs[run["name"]] for kind, of_runs in missing.items() if run["name"] in of_runs},
                 told["labels"],
                 definition,

@@ -52,7 +52,8 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         ``study``, ``about``, ``dataset``, ``split`` (name and hash), ``date``, ``commits``, ``hardware``, ``software``,
         ``settings`` (those that all runs share), ``runs`` (each with the rest of its own), ``missing`` (runs that are
         not done), ``left_out`` (those of them whose folders do not hold what the study asks for), ``labels`` (their
-        names), ``convergence`` (as :func:`medcontext.studies.convergence.convergence` returns it), ``comparisons``,
+        names), ``patients`` (of cases that are not called as their patient is), ``convergence`` (as
+        :func:`medcontext.studies.convergence.convergence` returns it), ``comparisons``,
         ``missing_parts`` (the comparisons with parts of the scans missing), ``scored_with_missing`` (kind of missing
         parts -> how many of the runs have these scores) and ``definition``.
 
@@ -79,6 +80,7 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         "missing": [planned.name for planned in study.runs if planned.name not in names],
         "left_out": list(left_out),
         "labels": dict(done[0].labels),
+        "patients": {case: patient for outcome in done for case, patient in outcome.patients.items()},
         "convergence": convergence(runs),
         "comparisons": list(_comparisons(pictures, done)),
         "missing_parts": [
