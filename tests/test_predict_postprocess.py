@@ -221,6 +221,7 @@ def make_run(folder, cases: int, spurious: bool):
     write_json(made.plan, plan().to_dict())
     write_json(made.split, {"train": [], "validation": names, "test": ["held_out"]})
     write_json(made.about, {"data": str(data)})
+    made.config.write_text("patient:\n")
     return made
 
 
