@@ -78,7 +78,8 @@ def require_same_losses(one: RunFolder, two: RunFolder) -> None:
         assert single.keys() - SPEED == double.keys() - SPEED
         names = ("loss/clean", "loss/masked", "loss/consistency", "loss/total", "gradient_norm")
         for name in names if single["kind"] == "train" else ():
-            assert double[name] == pytest.approx(single[name], rel=1e-4)
+            # Equal to rounding at the first step, which grows tenfold with each; another mask would be 1e-2 away.
+            assert double[name] == pytest.approx(single[name], rel=1e-3 if name == "gradient_norm" else 1e-4)
         for name in single if single["kind"] in ("validation", "quick") else ():
             assert double[name] == pytest.approx(single[name], abs=0.002)
 
