@@ -78,10 +78,17 @@ def require_same_losses(one: RunFolder, two: RunFolder) -> None:
         assert single.keys() - SPEED == double.keys() - SPEED
         names = ("loss/clean", "loss/masked", "loss/consistency", "loss/total", "gradient_norm")
         for name in names if single["kind"] == "train" else ():
-            # Equal to rounding at the first step, which grows tenfold with each; another mask would be 1e-2 away.
-            assert double[name] == pytest.approx(single[name], rel=1e-3 if name == "gradient_norm" else 1e-4)
+            # Sums in another order differ by rounding, which each step makes larger; another mask is 1e-2 away at once.
+            assert double[name] == pytest.approx(single[name], rel=min(1e-6 * 10 ** single["step"], 2e-3))
         for name in single if single["kind"] in ("validation", "quick") else ():
             assert double[name] == pytest.approx(single[name], abs=0.002)
+
+
+def apart(one: RunFolder, two: RunFolder) -> float:
+    """How far the weights of two are from one another, as a share of their size: of all together, since AdamW moves
+    those by a full step whose gradient is nothing but rounding."""
+    first, second = (torch.cat([each.double().flatten() for each in weights(run)]) for run in (one, two))
+    return float((first - second).norm() / first.norm())
 
 
 def test_two_processes_give_the_losses_and_scores_of_one_and_write_once(tiny, settings, tmp_path):
@@ -93,7 +100,7 @@ def test_two_processes_give_the_losses_and_scores_of_one_and_write_once(tiny, se
     assert "2 x cpu" in done.stderr
     assert len(one.read_split().validation) == 3
     require_same_losses(one, two)
-    assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(weights(one), weights(two), strict=True))
+    assert apart(one, two) < 1e-3
     assert sorted(each.name for each in two.path.iterdir()) == sorted(each.name for each in one.path.iterdir())
     assert from_stored(two.read_config()) == dataclasses.replace(from_stored(one.read_config()), devices=2)
 
