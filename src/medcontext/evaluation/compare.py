@@ -87,9 +87,10 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
     """Compare results of :func:`~medcontext.evaluation.evaluate.evaluate`, one of each method for each seed.
 
     The overall score of a case is the mean over its labels in which both methods have a score. Cases that only one of
-    a pair has are left out. Whose case each is, ``patients`` of an evaluation says (case -> patient, of those that are
-    not called as their case is), if it is there. Where a label is in neither the truth nor the prediction of one method, so that it has no
-    Dice, and in the prediction of the other, the first has found what there is: its Dice counts as 1 here.
+    a pair has are left out. Whose case each is, ``patients`` of an evaluation says, if it is there (case -> patient, of
+    those that are not called as their case is). Where a label is in neither the truth nor the prediction of one method,
+    so that it has no Dice, and in the prediction of the other, the first has found what there is: its Dice counts as 1
+    here.
 
     Returns:
         A plain dict that can be written as JSON: ``seeds``; ``unpaired`` (cases, over the seeds, that only one of a
