@@ -163,13 +163,13 @@ def bootstrap_interval(
     Returns:
         Its ends; None where fewer than two patients have a value.
     """
-    places = _places(patients, values.shape[1])[np.isfinite(values).any(axis=0)]
-    values = values[:, np.isfinite(values).any(axis=0)]
-    places = np.unique(places, return_inverse=True)[1]
+    used = np.isfinite(values).any(axis=0)
+    drawn, places = np.unique(_places(patients, values.shape[1])[used], return_inverse=True)
+    values = values[:, used]
     values = values[np.isfinite(values).any(axis=1)]
     if (np.isfinite(values).sum(axis=0) == 1).all():
         values = np.nansum(values, axis=0, keepdims=True)
-    seeds, people = len(values), len(set(places.tolist()))
+    seeds, people = len(values), len(drawn)
     if people < 2:
         return None
     known = np.isfinite(values).astype(np.float64)

@@ -91,8 +91,10 @@ def _same_runs(study: Study, told: Mapping[str, Any]) -> list[tuple[PlannedRun, 
     made = [run | {"settings": told["settings"] | run["settings"]} for run in told["runs"]]
     candidates = [(run, defaults | run["settings"]) for run in made if own or "of_study" not in run]
     found = []
+    spacings = {tuple(settings["spacing"]) for _, settings in candidates}
     for planned in study.runs:
-        same = [run for run, settings in candidates if _asked(planned, settings["spacing"]).items() <= settings.items()]
+        asked = {spacing: _asked(planned, spacing).items() for spacing in spacings}
+        same = [run for run, settings in candidates if asked[tuple(settings["spacing"])] <= settings.items()]
         if same:
             # Of a study with two arms alike, each has its own.
             found.append((planned, max(same, key=lambda run: bool(run["name"] == planned.name))))
@@ -103,11 +105,10 @@ def _origin(study: Study, told: Mapping[str, Any]) -> dict[str, Any]:
     return {} if told["study"] == study.name else {"of_study": told["study"]}
 
 
-def _asked(planned: PlannedRun, spacing: list[float]) -> dict[str, Any]:
+def _asked(planned: PlannedRun, spacing: tuple[float, float, float]) -> dict[str, Any]:
     """The settings that are asked for, at a spacing (D, H, W). Those left to the plan (None) may be whatever they
     were."""
-    d, h, w = spacing
-    config = dataclasses.replace(planned.config, method=planned.config.method_config().for_spacing((d, h, w)))
+    config = dataclasses.replace(planned.config, method=planned.config.method_config().for_spacing(spacing))
     settings = flat({key: value for key, value in plain(config).items() if key not in PLACES})
     return {key: value for key, value in settings.items() if value is not None or key in NONE_SAYS}
 
