@@ -66,7 +66,7 @@ def command(data, run: RunFolder, settings: TrainConfig, *more: object) -> list[
         "method.clean_weight": settings.method_config().clean_weight,
         "method.consistency_weight": settings.method_config().consistency_weight,
         "method.ratio": settings.method_config().ratio,
-        "method.mask_patch": list(settings.method_config().hidden_patch),
+        "method.mask_patch": list(settings.method_config().mask_patch),
     }
     given = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
     return ["-m", "medcontext", "train", str(data), *given, *map(str, more)]
