@@ -86,6 +86,28 @@ def test_where_every_voxel_is_ignored_there_is_no_calibration(folder, capsys):
     assert json.loads(scores.read_text())["calibration"]["overall"]["ece"] is None
 
 
+@pytest.mark.parametrize("told", ["names", "data"])
+def test_patients_are_told_by_the_names_or_by_the_data_set(folder, told):
+    """A data set's list knows them; a pattern, here of what stands before the underscore, is asked first."""
+    truth = folder / "data" / "labelsTr"
+    lines = ["name,image,label,patient"]
+    for each in (folder / "predicted", truth):
+        (each / "b.nii.gz").rename(each / "a_later.nii.gz")
+    for name in ("a", "a_later"):
+        file = truth / f"{name}.nii.gz"
+        lines.append(f"{name},{file},{file},{name if told == 'names' else 'P1'}")
+    (folder / "cases.csv").write_text("\n".join(lines))
+    description = (folder / "data" / "dataset.json").read_text()
+    (folder / "dataset.json").write_text(description)
+    scores = folder / "scores.json"
+    options = ("--patient", "^[^_]+") if told == "names" else ()
+    assert evaluate(folder, "--data", folder / "cases.csv", *options, "--json", scores) == 0
+    result = json.loads(scores.read_text())
+    assert result["patients"] == ({"a_later": "a"} if told == "names" else {"a": "P1", "a_later": "P1"})
+    assert result["mean"]["cases"] == 2
+    assert result["mean"]["ci"]["dice"] is None
+
+
 @pytest.mark.parametrize(("lesions", "counted"), [("3", [3]), ("tumour", [3]), ("[1, tumour]", [1, 3])])
 def test_lesions_by_name_and_number(folder, lesions, counted):
     file = folder / "scores.json"

@@ -151,6 +151,16 @@ def test_cases_of_one_patient_are_taken_together(scores):
         assert "over 6 cases of 4 patients." in verdict(result, "one", "two")
 
 
+def test_a_pattern_finds_the_patients_of_scores_that_do_not_say(tmp_path, scores):
+    cases = ["a_1", "a_2", "b_1", "b_2", "c_1", "d_1"]
+    for name, gain in (("before", 0.0), ("after", 0.01)):
+        (tmp_path / name).write_text(json.dumps(evaluation(scores[:6] + gain, cases=cases)))
+    before, after = tmp_path / "before", tmp_path / "after"
+    for pattern, patients in ((None, 6), ("^[^_]+", 4), ("_(.)", 2)):
+        overall = compare(before, after, patient=pattern)["dice"]["overall"]
+        assert (overall["cases"], overall["patients"]) == (6, patients)
+
+
 def test_seeds_are_paired_by_their_place(scores):
     firsts = [scores, scores - 0.2]
     result = compare_evaluations([evaluation(each) for each in firsts], [evaluation(each + 0.01) for each in firsts])

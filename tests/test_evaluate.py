@@ -92,6 +92,18 @@ def test_scores_counts_and_means_by_hand(folders):
     assert set(result["definition"]) == {"dice", "hd95_mm", "assd_mm", "nsd", "empty", "mean", "ci"}
 
 
+def test_scans_of_one_patient_are_drawn_together(folders):
+    result = evaluate(*folders, patient={"a": "one", "b": "one", "elsewhere": "two"})
+    assert result["patients"] == {"a": "one", "b": "one"}
+    assert result["mean"]["cases"] == 2
+    assert result["mean"]["ci"]["dice"] is None
+    assert result["mean"]["labels"]["1"]["ci"]["dice"] is None
+    assert evaluate(*folders, patient={"a": "one"})["mean"] == evaluate(*folders)["mean"]
+    assert evaluate(*folders, patient=".")["patients"] == {}
+    with pytest.raises(MedContextError, match="No patient is found"):
+        evaluate(*folders, patient="x")
+
+
 def test_intervals_are_those_of_the_cases(folders):
     mean = evaluate(*folders)["mean"]
     # Two cases, so a resample has the one, the other or both.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,8 +157,10 @@ def test_scores_are_those_of_scans_with_the_same_parts_missing_for_every_run(roo
 
     run = RunFolder(room / "copy" / kind)
     shutil.copytree(room / "out" / "supervised" / "seed-0", run.path)
+    run.config.write_text(yaml.safe_dump(run.read_config() | {"patient": "^case"}))
     for _ in range(2):
         score_missing_parts(run, dataset, device="cpu", progress=Progress(quiet=True))
+    assert set(json.loads(scores_file(run, kind).read_text())["patients"].values()) == {"case"}
     assert {row["dice"] for row in json.loads(scores_file(run, kind).read_text())["cases"]} == {1.0}
     first, second = given[: len(given) // 2], given[len(given) // 2 :]
     assert all(np.array_equal(one, two) for one, two in zip(first, second, strict=True))

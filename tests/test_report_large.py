@@ -41,7 +41,7 @@ def evaluation(rng: np.random.Generator) -> dict[str, Any]:
                 "case": f"case_{case:03d}", "label": label, "outcome": "missed" if missed else "both", **scores
             })  # fmt: skip
     rest = {"unpredicted": [], "without_truth": [], "resampled": [], "definition": definition(Scoring())}
-    return {"cases": rows, "mean": summarise(rows, CASES, NAMES), **rest}
+    return {"cases": rows, "mean": summarise(rows, {row["case"]: row["case"] for row in rows}, NAMES), **rest}
 
 
 def history(rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from medcontext.studies import masked_pass as module
 from medcontext.studies import run_facts
 from medcontext.studies.cross_validation import cross_validate
 from medcontext.studies.masked_pass import masked_pass
-from medcontext.studies.reporting import report_runs
+from medcontext.studies.reporting import pooled, report_runs
 from medcontext.training.config import TrainConfig
 from medcontext.training.run import RunFolder
 from medcontext.training.train import train
@@ -263,3 +263,20 @@ def test_hidden_tokens_leave_the_scan_as_it_is():
     student.hides = "tokens"
     text = module._hiding(METHOD, student)
     assert text == "random mask of 4 x 4 x 4 voxels, as tokens of the network, which gets the scan itself unchanged"
+
+
+def test_scores_of_folds_are_those_of_one_run_with_its_patients(runs, tmp_path):
+    """A patient whose scans were held out in two folds, which no split of ours does, is still one."""
+    report_runs([runs["ours"].path], out=tmp_path / "page.html")
+    whole = read_json(runs["ours"].evaluation)
+    cases = sorted({row["case"] for row in whole["cases"]})
+    folds = []
+    for case in cases:
+        rows = [row for row in whole["cases"] if row["case"] == case]
+        folds.append(whole | {"cases": rows, "patients": {case: "one"}})
+    found = pooled(folds, {})
+    assert len(cases) > 1
+    assert found["patients"] == dict.fromkeys(cases, "one")
+    assert found["mean"]["dice"] == pytest.approx(whole["mean"]["dice"])
+    assert found["mean"]["ci"]["dice"] is None
+    assert pooled([fold | {"patients": {}} for fold in folds], {})["mean"]["ci"] == whole["mean"]["ci"]

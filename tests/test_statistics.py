@@ -102,6 +102,25 @@ def test_the_interval_over_labels_resamples_cases_and_not_labels():
     assert of_all[0] == pytest.approx((low, high), abs=0.03 * (high - low))
 
 
+def test_intervals_of_means_draw_a_patient_with_all_cases():
+    rng = np.random.default_rng(3)
+    values = np.repeat(rng.normal(size=(8, 2, 3)), 2, axis=0)
+    values[4, 0, 1] = np.nan
+    whose = [f"patient {place // 2}" for place in range(16)]
+    of_labels, of_all = mean_intervals(values, patients=whose)
+    drawn = rng.integers(0, 8, (20_000, 8))
+    cases = np.concatenate([2 * drawn, 2 * drawn + 1], axis=1)
+    means = np.nanmean(values[cases], axis=1)
+    for found, expected in ((of_labels, means), (of_all, means.mean(axis=2))):
+        ends = np.moveaxis(np.quantile(expected, [0.025, 0.975], axis=0), 0, -1)
+        assert found == pytest.approx(ends, abs=0.05)
+    alone, _ = mean_intervals(values)
+    assert ((of_labels[..., 1] - of_labels[..., 0]) > 1.2 * (alone[..., 1] - alone[..., 0])).all()
+    of_one, of_all = mean_intervals(values, patients=["one"] * 16)
+    assert np.isnan(of_one).all()
+    assert np.isnan(of_all).all()
+
+
 def test_one_case_has_no_interval():
     of_labels, of_all = mean_intervals(np.ones((1, 2, 3)))
     assert np.isnan(of_labels).all()

@@ -206,6 +206,7 @@ def compare(
     a: list[Path] | Path,
     b: list[Path] | Path,
     truth: Path | None = None,
+    patient: str | None = None,
     json: Path | None = None,
     pictures: Path | None = None,
 ) -> int:
@@ -215,6 +216,7 @@ def compare(
         a: The baseline: a run folder, a file of scores, or with truth a folder of label maps; in brackets one per seed.
         b: The other, in the same way.
         truth: Folder of true label maps, where a and b are folders of label maps.
+        patient: Regular expression that finds the patient in a case's name, where the scores don't say.
         json: Also write everything to this file.
         pictures: Also draw the cases of the largest gains and losses to this PNG file, where a and b are run folders.
     """
@@ -222,7 +224,7 @@ def compare(
     from medcontext.evaluation.compare import compare_runs, comparison_table
 
     first, second = ([each] if isinstance(each, Path) else each for each in (a, b))
-    result = compare_runs(first, second, truth)
+    result = compare_runs(first, second, truth, patient=patient)
     names = _name(first), _name(second)
     if names[0] == names[1]:
         # Seeds are often called alike in the folders of both methods.

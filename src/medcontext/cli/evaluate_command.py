@@ -11,6 +11,7 @@ from medcontext.files import replacing, require_writable, write_json, write_text
 from medcontext.progress import Progress
 
 if TYPE_CHECKING:
+    from medcontext.data.dataset import Dataset
     from medcontext.data.labels import Labels
 
 
@@ -18,6 +19,7 @@ def evaluate(
     predictions: Path,
     labels: Path,
     data: Path | None = None,
+    patient: str | None = None,
     policy: Literal["medcontext", "official", "official_unetr", "transunet", "brats", "penalised"] = "medcontext",
     hd95: Literal["pooled", "directed", "weighted"] = "pooled",
     tolerance: float | dict[int | str, float] = 2.0,
@@ -36,6 +38,7 @@ def evaluate(
         predictions: Folder of predicted label maps, or one file.
         labels: Folder of true label maps of the same names, or one file.
         data: Data set whose declared labels, regions and ignored label are scored; None: every label found in a map.
+        patient: Regular expression for the patient in a case's name, for the intervals; None: as the data set says.
         policy: What a label counts that is missing in a map; docs/evaluation.md tells what each is.
         hd95: 95th percentile of the distances of both directions, the larger of both, or that weighted by area.
         tolerance: Of NSD in mm; or of single labels, such as '{liver: 3, 2: 1}', and 2 mm for the others.
@@ -49,6 +52,7 @@ def evaluate(
         csv: Write the rows to this file.
     """
     from medcontext.cli.tables import print_table
+    from medcontext.data.dataset import open_dataset
     from medcontext.evaluation.evaluate import evaluate as score
     from medcontext.evaluation.score_tables import csv_rows, lesion_table, table
     from medcontext.evaluation.scoring import Scoring
@@ -58,7 +62,8 @@ def evaluate(
             "There is nothing to draw the reliability diagram of.", remedy="give the probability maps (--probabilities)"
         )
     require_writable(json, csv, diagram)
-    declared = None if data is None else _declared(data)
+    dataset = None if data is None else open_dataset(data)
+    declared = None if dataset is None else _declared(dataset)
     tolerances = {str(label): each for label, each in tolerance.items()} if isinstance(tolerance, dict) else tolerance
     scoring = Scoring(policy, hd95, tolerances, _listed(lesions), lesion_iou)
     with Progress().task("scoring") as update:
@@ -67,6 +72,7 @@ def evaluate(
             labels,
             declared,
             scoring,
+            patient=dataset.patients if patient is None and dataset is not None else patient,
             probabilities=probabilities,
             resample=resample,
             workers=workers,
@@ -96,19 +102,16 @@ def _listed(labels: list[int | str] | int | str | None) -> tuple[str, ...]:
     return tuple(map(str, every))
 
 
-def _declared(data: Path) -> Labels:
+def _declared(dataset: Dataset) -> Labels:
     """Labels that a data set declares."""
-    from medcontext.data.dataset import open_dataset
-
-    labels = open_dataset(data).labels
-    if labels is None:
+    if dataset.labels is None:
         raise MedContextError(
             "This data set does not say what its labels are.",
-            file=data,
+            file=dataset.root,
             expected="a dataset.json with labels",
             remedy="write one (docs/data.md), or leave --data out to score every label that is found",
         )
-    return labels
+    return dataset.labels
 
 
 def _remarks(result: Mapping[str, Any]) -> list[str]:

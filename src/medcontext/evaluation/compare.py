@@ -12,6 +12,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from medcontext.data.split import patients_of
 from medcontext.errors import MedContextError
 from medcontext.evaluation.evaluate import evaluate
 from medcontext.evaluation.policies import DEFAULT
@@ -31,7 +32,7 @@ FEW_SEEDS = (
 )
 
 
-def compare(first: Path, second: Path, truth: Path | None = None) -> dict[str, Any]:
+def compare(first: Path, second: Path, truth: Path | None = None, *, patient: str | None = None) -> dict[str, Any]:
     """Compare two sets of predictions of the same cases.
 
     Args:
@@ -39,6 +40,8 @@ def compare(first: Path, second: Path, truth: Path | None = None) -> dict[str, A
             with ``truth``, a folder of label maps.
         second: The same of the other method.
         truth: Folder of true label maps.
+        patient: Regular expression that finds the patient in a case's name; None: as the scores say, or else every case
+            is a patient.
 
     Returns:
         As :func:`compare_evaluations`.
@@ -46,10 +49,12 @@ def compare(first: Path, second: Path, truth: Path | None = None) -> dict[str, A
     Raises:
         MedContextError: Nothing to compare there, no case that both have, or scores by different rules.
     """
-    return compare_runs([first], [second], truth)
+    return compare_runs([first], [second], truth, patient=patient)
 
 
-def compare_runs(first: Sequence[Path], second: Sequence[Path], truth: Path | None = None) -> dict[str, Any]:
+def compare_runs(
+    first: Sequence[Path], second: Sequence[Path], truth: Path | None = None, *, patient: str | None = None
+) -> dict[str, Any]:
     """The same for several seeds: the runs at the same place in both lists are paired.
 
     Raises:
@@ -61,7 +66,8 @@ def compare_runs(first: Sequence[Path], second: Sequence[Path], truth: Path | No
             found=f"{len(first)} and {len(second)} runs",
             remedy="give as many of one method as of the other, seed by seed",
         )
-    pairs = [(_evaluation(a, truth), _evaluation(b, truth)) for a, b in zip(first, second, strict=True)]
+    read = partial(_evaluation, truth=truth, patient=patient)
+    pairs = [(read(a), read(b)) for a, b in zip(first, second, strict=True)]
     for (a, b), (of_a, of_b) in zip(zip(first, second, strict=True), pairs, strict=True):
         if not _cases(of_a) & _cases(of_b):
             raise MedContextError(
@@ -202,10 +208,10 @@ def _cells(entry: Mapping[str, Any] | None, form: str) -> list[str]:
     ]
 
 
-def _evaluation(path: Path, truth: Path | None) -> dict[str, Any]:
+def _evaluation(path: Path, truth: Path | None, patient: str | None) -> dict[str, Any]:
     """What was measured: read from a run folder or a file, or measured now."""
     if truth is not None:
-        return evaluate(path, truth)
+        return evaluate(path, truth, patient=patient)
     file = path / "test" / "evaluation.json" if path.is_dir() else path
     if not file.is_file():
         raise MedContextError(
@@ -220,6 +226,8 @@ def _evaluation(path: Path, truth: Path | None) -> dict[str, Any]:
         raise MedContextError(
             "This file holds no scores.", file=file, expected="what 'medcontext evaluate --json' writes"
         )
+    if patient is not None:
+        result["patients"] = patients_of(sorted(_cases(result)), patient)
     return result
 
 

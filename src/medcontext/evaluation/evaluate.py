@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from medcontext.data.labels import TABLE_SIZE, Labels
 from medcontext.data.scan import LabelMap, spacing_of
+from medcontext.data.split import patients_of
 from medcontext.errors import MedContextError, require
 from medcontext.evaluation import calibration, lesions
 from medcontext.evaluation.metrics import METRICS, measure
@@ -36,6 +37,7 @@ def evaluate(
     declared: Labels | None = None,
     scoring: Scoring | None = None,
     *,
+    patient: str | Mapping[str, str] | None = None,
     probabilities: Path | None = None,
     resample: bool = False,
     workers: int = 1,
@@ -50,6 +52,8 @@ def evaluate(
         declared: What the numbers mean. Its labels, or regions, are scored, where the truth is not ignored; without it,
             every nonzero label found in any map is.
         scoring: How; None: the defaults.
+        patient: Case -> patient, or a regular expression that finds the patient in a case's name
+            (:func:`medcontext.data.split.patients_of`), for the intervals. A case that is not told of is a patient.
         probabilities: Folder of probability maps, for calibration (:mod:`.calibration`).
         resample: Bring predictions of another grid to the truth's by nearest neighbour, instead of refusing them.
         workers: Threads, a case each.
@@ -66,18 +70,20 @@ def evaluate(
           (in either map), ``missed``, ``spurious``, ``absent``, and the lesions of all cases together; a region goes by
           the number that it is written with;
         - ``calibration``, where probability maps are given: see :func:`.calibration.summarise`;
+        - ``patients``: case -> patient, of those that are not called as their case is;
         - ``unpredicted``, ``without_truth``: cases with a truth only, with a prediction only;
         - ``resampled``: cases whose prediction was;
         - ``settings``: of the scoring; ``definition``: what the numbers mean.
 
     Raises:
-        MedContextError: A path is absent, a folder has no label maps, no case is in both, or the scoring names a label
-            that is not declared; or, told for all such cases at once, a file is damaged, a grid differs from its
-            truth's, or a label map has a number that is not declared.
+        MedContextError: A path is absent, a folder has no label maps, no case is in both, no patient is found in a
+            name, or the scoring names a label that is not declared; or, told for all such cases at once, a file is
+            damaged, a grid differs from its truth's, or a label map has a number that is not declared.
     """
     require(workers >= 1, "workers", workers, "1 or more")
     scoring = scoring or Scoring()
     pairs = pair_files(predictions, labels)
+    told = patient if isinstance(patient, Mapping) else patients_of(pairs.files, patient)
     maps = None if probabilities is None else calibration.probability_files(probabilities, pairs.files)
     scorer = _Scorer(scoring, declared, resample)
 
@@ -104,10 +110,12 @@ def evaluate(
         for case, each in scored.items()
         for label in numbers
     ]
-    result: dict[str, Any] = {"cases": rows, "mean": summarise(rows, len(scored), scorer.names)}
+    whose = {case: told.get(case, case) for case in scored}
+    result: dict[str, Any] = {"cases": rows, "mean": summarise(rows, whose, scorer.names)}
     if maps is not None:
         result["calibration"] = calibration.summarise([each.reliability for each in scored.values()], scorer.names)
     return result | {
+        "patients": {case: patient for case, patient in whose.items() if patient != case},
         "unpredicted": list(pairs.unpredicted),
         "without_truth": list(pairs.without_truth),
         "resampled": [case for case, each in scored.items() if each.resampled],

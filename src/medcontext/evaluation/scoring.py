@@ -64,8 +64,8 @@ def definition(scoring: Scoring) -> dict[str, str]:
         "empty": policy.about,
         "mean": "over the cases of each label, then over the labels; a mean distance is over the cases where it is "
         "defined, so read it together with the number missed",
-        "ci": f"{LEVEL:.0%} percentile bootstrap interval of the mean, {RESAMPLES:,} resamples of the cases; fewer "
-        "than about 15 cases make it too narrow",
+        "ci": f"{LEVEL:.0%} percentile bootstrap interval of the mean, {RESAMPLES:,} resamples of the patients, each "
+        "with all of their cases; fewer than about 15 patients make it too narrow",
     }  # fmt: skip
     if scoring.lesions:
         told["lesions"] = (

@@ -188,27 +188,32 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def mean_intervals(values: Scores, *, seed: int = 0) -> tuple[Scores, Scores]:
-    """Bootstrap intervals of means over cases, and of the means of these over the labels; the cases are resampled.
+def mean_intervals(values: Scores, *, patients: Sequence[str] | None = None, seed: int = 0) -> tuple[Scores, Scores]:
+    """Bootstrap intervals of means over cases, and of the means of these over the labels; patients are resampled, each
+    with all of their cases.
 
     Args:
         values: ``(cases, metrics, labels)``, NaN where there is no value.
+        patients: Whose case each is; None: of a patient of its own.
         seed: Of the bootstrap.
 
     Returns:
         ``(metrics, labels, 2)`` and ``(metrics, 2)``: ends of the intervals (percentile bootstrap, of the level and
-        number of resamples of this module), NaN where fewer than two cases have a value.
+        number of resamples of this module), NaN where fewer than two patients have a value.
     """
-    cases = len(values)
     known = np.isfinite(values)
-    drawn = np.random.default_rng(seed).multinomial(cases, np.full(cases, 1 / cases), RESAMPLES).astype(np.float64)
+    places = _places(patients, len(values))
+    people = int(places.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), RESAMPLES).astype(np.float64)
+    drawn = drawn[:, places]
     weights = np.einsum("rc,cml->mlr", drawn, known.astype(np.float64), optimize=True)
     sums = np.einsum("rc,cml->mlr", drawn, np.nan_to_num(values), optimize=True)
     means = np.divide(sums, weights, out=np.full_like(sums, np.nan), where=weights > 0)
     over_labels = _mean_of_known(means, axis=1)
     of_labels, of_all = _ends(means), _ends(over_labels)
-    of_labels[known.sum(axis=0) < 2] = np.nan
-    of_all[known.any(axis=2).sum(axis=0) < 2] = np.nan
+    of_each = np.stack([known[places == place].any(axis=0) for place in range(people)])
+    of_labels[of_each.sum(axis=0) < 2] = np.nan
+    of_all[of_each.any(axis=2).sum(axis=0) < 2] = np.nan
     return of_labels, of_all
 
 

@@ -19,18 +19,23 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(defined) / len(defined) if defined else None
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], cases: int, names: Mapping[int, str]) -> dict[str, Any]:
+def summarise(
+    rows: Sequence[Mapping[str, Any]], patients: Mapping[str, str], names: Mapping[int, str]
+) -> dict[str, Any]:
     """Means of the rows of :func:`medcontext.evaluation.evaluate.evaluate`: its ``mean``.
 
     Args:
         rows: One for each case and label, all labels for each case.
-        cases: How many there are.
+        patients: Case to patient, of all cases.
         names: Label number to name, where it has one.
     """
     labels = list(dict.fromkeys(row["label"] for row in rows))
     by_label = {label: [row for row in rows if row["label"] == label] for label in labels}
     values = np.array([[[row[metric] for row in of] for of in by_label.values()] for metric in METRICS], dtype=float)
-    of_labels, of_all = mean_intervals(np.moveaxis(values, -1, 0)) if rows else (np.empty(0), np.empty(0))
+    people = [patients[row["case"]] for row in rows if row["label"] == labels[0]]
+    of_labels, of_all = (
+        mean_intervals(np.moveaxis(values, -1, 0), patients=people) if rows else (np.empty(0), np.empty(0))
+    )
     entries = {
         str(label): {
             **({"name": names[label]} if label in names else {}),
@@ -44,7 +49,7 @@ def summarise(rows: Sequence[Mapping[str, Any]], cases: int, names: Mapping[int,
     return {
         **{metric: mean(entry[metric] for entry in entries.values()) for metric in METRICS},
         "ci": _intervals(of_all) if rows else dict.fromkeys(METRICS),
-        "cases": cases,
+        "cases": len(patients),
         "labels": entries,
     }
 

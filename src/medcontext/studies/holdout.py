@@ -32,6 +32,11 @@ def data_of(run: RunFolder) -> Dataset:
     return open_dataset(run.data)
 
 
+def patients_of_run(run: RunFolder, dataset: Dataset) -> dict[str, str]:
+    """Case -> patient, as the run was told to find them."""
+    return dataset.with_patients(run.read_config().get("patient")).patients
+
+
 def score_held_out(
     run: RunFolder,
     dataset: Dataset,
@@ -52,9 +57,8 @@ def score_held_out(
         postprocess: Whether the post-processing that was chosen for the model is done.
 
     Returns:
-        What :func:`medcontext.evaluation.evaluate.evaluate` gives, ``patients`` (case -> patient, of those that are not
-        called as their case is) and ``postprocessing``: the rules that were done; also written to
-        ``test/evaluation.json``.
+        What :func:`medcontext.evaluation.evaluate.evaluate` gives, and ``postprocessing``: the rules that were done;
+        also written to ``test/evaluation.json``.
 
     Raises:
         MedContextError: No test cases, one of them is gone, or one can't be predicted.
@@ -80,9 +84,10 @@ def score_held_out(
     with progress.task(f"scoring ({run.path.name})") as update:
         truths = {name: dataset.cases[name].label for name in test}
         probabilities = run.predictions / "probabilities" if calibration else None
-        result = evaluate(run.predictions, truths, labels, probabilities=probabilities, progress=update)
-    patients = dataset.with_patients(run.read_config().get("patient")).patients
-    result["patients"] = {name: patients[name] for name in test if patients[name] != name}
+        result = evaluate(
+            run.predictions, truths, labels, patient=patients_of_run(run, dataset), probabilities=probabilities,
+            progress=update,
+        )  # fmt: skip
     result["postprocessing"] = [rule.to_dict() for rule in predictor.rules]
     write_json(run.evaluation, result)
     return result

@@ -19,6 +19,7 @@ from medcontext.evaluation.evaluate import evaluate
 from medcontext.files import write_json
 from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress
+from medcontext.studies.holdout import patients_of_run
 from medcontext.training.device import choose_device
 from medcontext.training.run import RunFolder
 
@@ -105,6 +106,7 @@ def score_missing_parts(run: RunFolder, dataset: Dataset, *, device: str, progre
     predictor = Predictor.load(run.path, choose_device(device), postprocess=False)
     cases = {name: dataset.cases[name] for name in run.read_split().test}
     truths = {name: case.label for name, case in cases.items()}
+    patients = patients_of_run(run, dataset)
     for kind in MISSING:
         folder = predictions_folder(run, kind)
         folder.mkdir(exist_ok=True)
@@ -113,4 +115,4 @@ def score_missing_parts(run: RunFolder, dataset: Dataset, *, device: str, progre
                 left = what_is_left(name, case, kind)
                 write_labels(folder / f"{name}.nii.gz", predictor.labels_of(left), left)
                 update(done + 1, len(cases))
-        write_json(scores_file(run, kind), evaluate(folder, truths, predictor.plan.labels))
+        write_json(scores_file(run, kind), evaluate(folder, truths, predictor.plan.labels, patient=patients))

@@ -169,7 +169,9 @@ def pooled(evaluations: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -
         key: [case for each in evaluations for case in each[key]]
         for key in ("unpredicted", "without_truth", "resampled")
     }
-    return {**evaluations[0], **lists, "cases": rows, "mean": summarise(rows, len(cases), names)}
+    told = {case: patient for each in evaluations for case, patient in each.get("patients", {}).items()}
+    mean = summarise(rows, {case: told.get(case, case) for case in cases}, names)
+    return {**evaluations[0], **lists, "patients": told, "cases": rows, "mean": mean}
 
 
 def _facts_of(folds: Folds, evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
