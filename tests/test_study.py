@@ -38,7 +38,7 @@ from medcontext.studies.outcome import of_folder
 from medcontext.studies.recorded import recorded
 from medcontext.studies.results import gather, summary
 from medcontext.studies.study import run_study, state_of
-from medcontext.studies.study_file import read_study
+from medcontext.studies.study_file import Comparison, read_study
 from medcontext.training import estimate
 from medcontext.training.run import RunFolder, describe_environment
 from tests.conftest import make_tiny
@@ -181,6 +181,9 @@ def test_later_factors_go_before_earlier_ones_and_a_seed_may_be_a_fold(write):
         ({"comparisons": 3}, "comparisons: 3"),
         ({"comparisons": [["supervised", "nothing", "x"]]}, "nothing"),
         ({"pictures": ["equal"]}, "equal_compute, equal_steps"),
+        ({"gains": ["equal_steps", "equal_compute"]}, "gains: equal_steps"),
+        ({"gains": [["equal_steps", "equal"]]}, "gains: ['equal_steps', 'equal']"),
+        ({"gains": [["x", "x"]], "comparisons": [["supervised", "medcontext", "x"]] * 2}, "gains: ['x', 'x']"),
         ({"settings": {"max_steps": 4, "unlabelled_batch": 1}}, "unlabelled_batch = 1"),
     ],
 )
@@ -722,6 +725,42 @@ def test_structures_that_one_arm_missed_are_counted_beside_hd95(conducted, room,
     for known, told in ((whole, 0), ({**runs, name: dataclasses.replace(runs[name], rows=rows)}, 1)):
         gather(study, tmp_path / "gone", tmp_path, known)
         assert page.read_text().count(", 1 left out |") == told
+
+
+def test_gains_stand_beside_one_another(conducted, room, tmp_path):
+    """Two of four arms gain 0.1 and 0.3; of one seed a run is missing, so that it says nothing of the gains."""
+    study = read_study(room / "study.yaml", room)
+    runs = recorded(study, conducted)
+    names = {"supervised": 0.4, "medcontext": 0.5, "plain": 0.2, "masked": 0.5}
+    row = next(iter(runs.values())).rows[0]
+    planned, known = [], {}
+    for each in study.runs:
+        for arm, dice in names.items() if each.levels["arm"] == "supervised" else ():
+            levels = {**each.levels, "arm": arm}
+            run = dataclasses.replace(each, name="/".join(levels.values()), levels=levels)
+            planned.append(run)
+            if (arm, levels["seed"]) != ("masked", "seed-1"):
+                rows = [{**row, "case": case, "dice": dice + k / 100} for k, case in enumerate("abc")]
+                of = runs[each.name]
+                facts = {**of.facts, "name": run.name, "levels": levels}
+                known[run.name] = dataclasses.replace(of, planned=run, facts=facts, rows=rows, missing={"slab": rows})
+    compared = [Comparison("supervised", "medcontext", "usual"), Comparison("plain", "masked", "other")]
+    asked = dataclasses.replace(
+        study, runs=tuple(planned), comparisons=tuple(compared), gains=(("other", "usual"),), pictures=()
+    )
+    found = gather(asked, tmp_path / "gone", tmp_path, known)
+    assert [(each["missing"], each["first"], each["second"]) for each in found["gains"]] == [
+        (None, "other", "usual"), ("slab", "other", "usual"),
+    ]  # fmt: skip
+    for each in found["gains"]:
+        assert (each["levels"], each["seeds"]) == ({"training_cases": "2-cases"}, ["seed-0"])
+        result = each["result"]
+        assert [result[key] for key in ("first", "second", "difference")] == pytest.approx([0.3, 0.1, -0.2])
+        assert (result["losses"], result["distinguishable"]) == (3, True)
+    page = (tmp_path / "tiny.md").read_text().partition("## Gains beside one another")[2]
+    assert "| nothing | 2-cases | usual | other | 1 | +0.3000 | +0.1000 | -0.2000 [-0.2000, -0.2000] |" in page
+    gather(dataclasses.replace(asked, gains=()), tmp_path / "gone", tmp_path, known)
+    assert "## Gains beside one another" not in (tmp_path / "tiny.md").read_text()
 
 
 def test_the_runs_table_says_how_often_the_teacher_was_scored(conducted, room, tmp_path):

@@ -221,7 +221,8 @@ def compare(
         pictures: Also draw the cases of the largest gains and losses to this PNG file, where a and b are run folders.
     """
     from medcontext.cli.tables import print_table
-    from medcontext.evaluation.compare import compare_runs, comparison_table
+    from medcontext.evaluation.compare import compare_runs
+    from medcontext.evaluation.verdict import comparison_table
 
     first, second = ([each] if isinstance(each, Path) else each for each in (a, b))
     result = compare_runs(first, second, truth, patient=patient)

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
 from medcontext.data.split import patients_of
 from medcontext.errors import MedContextError
 from medcontext.evaluation.evaluate import evaluate
 from medcontext.evaluation.policies import DEFAULT
-from medcontext.evaluation.statistics import DEFINITION, Scores, holm, paired
+from medcontext.evaluation.statistics import DEFINITION, Paired, Scores, holm, paired
 from medcontext.files import read_json
 
 METRICS = {"dice": True, "hd95_mm": False}
@@ -24,12 +22,8 @@ METRICS = {"dice": True, "hd95_mm": False}
 
 OVERALL = "overall"
 
-ENOUGH_SEEDS = 5
-
-FEW_SEEDS = (
-    f"With fewer than {ENOUGH_SEEDS} seeds the interval may be too narrow, and chance alone pass for a difference more "
-    "often than 1 time in 20."
-)
+Methods = tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
+"""Results of :func:`~medcontext.evaluation.evaluate.evaluate` of two methods, one of each for each seed."""
 
 
 def compare(first: Path, second: Path, truth: Path | None = None, *, patient: str | None = None) -> dict[str, Any]:
@@ -113,8 +107,7 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
         for label, entry in each["mean"]["labels"].items()
         if "name" in entry
     }
-    known = {case: patient for each in (*first, *second) for case, patient in each.get("patients", {}).items()}
-    patients = [known.get(case, case) for case in cases]
+    patients = _patients(cases, (*first, *second))
     result: dict[str, Any] = {"seeds": len(first), "unpaired": unpaired}
     for metric, higher in METRICS.items():
         one, two = _paired_scores(first, second, metric, cases, labels)
@@ -138,74 +131,41 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
 
 def per_case(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Case -> difference of its overall Dice, second minus first, averaged over the seeds; the largest first."""
-    labels = sorted({row["label"] for each in (*first, *second) for row in each["cases"]})
     cases = sorted({case for a, b in zip(first, second, strict=True) for case in _cases(a) & _cases(b)})
-    one, two = _paired_scores(first, second, "dice", cases, labels)
-    differences = two - one
-    means = _over_labels(differences, np.isfinite(differences))
+    means = _gains(first, second, cases)
     known = np.isfinite(means)
     by_case = np.where(known, means, 0).sum(axis=0) / np.maximum(1, known.sum(axis=0))
     found = [(case, float(by_case[k])) for k, case in enumerate(cases) if known[:, k].any()]
     return dict(sorted(found, key=lambda pair: (-pair[1], pair[0])))
 
 
-def comparison_table(result: Mapping[str, Any], first: str, second: str) -> Table:
-    """A row per label and metric, then the overall ones, for the terminal."""
-    made = Table(caption=Text(verdict(result, first, second)))
-    made.add_column("label", overflow="fold")
-    made.add_column("score")
-    for heading in (first, second, "difference [95 %]", "p", "effect", "win/tie/loss", "left out"):
-        made.add_column(Text(heading), justify="right", overflow="fold")
-    for label, dice in result["dice"]["labels"].items():
-        hd95 = result["hd95_mm"]["labels"][label]
-        made.add_row(Text(f"{label} {(dice or {}).get('name', '')}".strip()), "Dice", *_cells(dice, ".3f"))
-        made.add_row("", "HD95 mm", *_cells(hd95, ".2f"))
-    made.add_section()
-    made.add_row(OVERALL, "Dice", *_cells(result["dice"][OVERALL], ".3f"))
-    made.add_row("", "HD95 mm", *_cells(result["hd95_mm"][OVERALL], ".2f"))
-    return made
+def compare_gains(one: Methods, other: Methods) -> Paired | None:
+    """Whether what one method gains over its baseline in overall Dice is more than what another gains over another.
+
+    Args:
+        one: Results of a baseline, one for each seed, and those of the method beside it.
+        other: The same for the second gain, of the same seeds.
+
+    Returns:
+        The gains compared over the cases, second minus first; None where no case has both.
+    """
+    every = [each for methods in (*one, *other) for each in methods]
+    cases = sorted(set().union(*map(_cases, every)))
+    return paired(_gains(*one, cases), _gains(*other, cases), patients=_patients(cases, every))
 
 
-def verdict(result: Mapping[str, Any], first: str, second: str) -> str:
-    """The overall Dice in plain words."""
-    found = result["dice"][OVERALL]
-    if found is None:
-        return f"{first} and {second} have no scored case in common."
-    over = f"{found['cases']} cases"
-    over += f" of {found['patients']} patients" if found["patients"] < found["cases"] else ""
-    over += f" and {found['seeds']} seeds" if found["seeds"] > 1 else ""
-    if found["interval"] is None:
-        one = "One case" if found["cases"] == 1 else "One patient"
-        return f"{one} says nothing about others: {second} {found['difference']:+.4f} Dice."
-    low, high = found["interval"]
-    size = f"{found['difference']:+.4f} Dice (95 % interval {low:+.4f} to {high:+.4f}) over {over}"
-    if found["distinguishable"]:
-        return f"{second} is {'better' if found['difference'] > 0 else 'worse'} than {first}: {size}.{_caveat(found)}"
-    return f"The difference is not distinguishable from noise: {second} against {first}, {size}."
+def _gains(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], cases: Sequence[str]) -> Scores:
+    """Differences of overall Dice ``(seeds, cases)``, over the labels in which both have one; NaN where none is."""
+    labels = sorted({row["label"] for each in (*first, *second) for row in each["cases"]})
+    before, after = _paired_scores(first, second, "dice", cases, labels)
+    differences = after - before
+    return _over_labels(differences, np.isfinite(differences))
 
 
-def _caveat(found: Mapping[str, Any]) -> str:
-    """What a difference over few seeds does not say."""
-    if found["seeds"] == 1:
-        return " This speaks of new cases, not of new trainings."
-    # Of folds, each case belongs to one training, and cases alone are resampled.
-    few = found["seeds"] < ENOUGH_SEEDS and found["pairs"] > found["cases"]
-    return f" {FEW_SEEDS}" if few else ""
-
-
-def _cells(entry: Mapping[str, Any] | None, form: str) -> list[str]:
-    if entry is None:
-        return ["-"] * 7
-    ends = "" if entry["interval"] is None else f" [{', '.join(format(end, '+' + form) for end in entry['interval'])}]"
-    return [
-        format(entry["first"], form),
-        format(entry["second"], form),
-        format(entry["difference"], "+" + form) + ends + ("" if entry["distinguishable"] else " noise"),
-        f"{entry['p'] if entry['p_holm'] is None else entry['p_holm']:.2g}",
-        f"{entry['effect']:+.2f}",
-        f"{entry['wins']}/{entry['ties']}/{entry['losses']}",
-        str(entry["left_out"]),
-    ]
+def _patients(cases: Sequence[str], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whose each case is, as far as any of the evaluations says."""
+    known = {case: patient for each in evaluations for case, patient in each.get("patients", {}).items()}
+    return [known.get(case, case) for case in cases]
 
 
 def _evaluation(path: Path, truth: Path | None, patient: str | None) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from typing import Any
 from medcontext.evaluation import page
 from medcontext.evaluation.box_plots import Box, box_plots
 from medcontext.evaluation.calibration_panels import calibration_panels
-from medcontext.evaluation.compare import OVERALL, compare_evaluations, verdict
+from medcontext.evaluation.compare import OVERALL, compare_evaluations
 from medcontext.evaluation.page import Cell
 from medcontext.evaluation.run_results import UNDEFINED, RunResults, count, labels_of, number
+from medcontext.evaluation.verdict import verdict
 
 HD95 = "HD95\N{NO-BREAK SPACE}mm"
 

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from medcontext.errors import MedContextError
-from medcontext.evaluation.compare import compare_evaluations, per_case, verdict
 from medcontext.evaluation.statistics import DEFINITION
 from medcontext.files import read_json, write_json, write_text
+from medcontext.studies.comparisons import compared, gains_compared
 from medcontext.studies.convergence import convergence
 from medcontext.studies.kept_pictures import KeptPictures
 from medcontext.studies.missing_parts import MISSING
 from medcontext.studies.outcome import Outcome, missing_table, of_folder, split_name, table_of
 from medcontext.studies.study import state_of
-from medcontext.studies.study_file import Comparison, Study
+from medcontext.studies.study_file import Study
 from medcontext.training.run import RunFolder, source_commit
 
 SUMMARISED = ("equal_steps", "equal_compute")
 """Comparisons of these names make rows of the summary."""
 
 SUMMARY = "summary.json"
-
-EXTREMES = 3
-"""Cases with the largest gain, and with the largest loss, that are named; none as both."""
 
 Done = Sequence[Outcome]
 
@@ -54,7 +50,9 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         not done), ``left_out`` (those of them whose folders do not hold what the study asks for), ``labels`` (their
         names), ``patients`` (of cases that are not called as their patient is), ``convergence`` (as
         :func:`medcontext.studies.convergence.convergence` returns it), ``comparisons``,
-        ``missing_parts`` (the comparisons with parts of the scans missing), ``scored_with_missing`` (kind of missing
+        ``missing_parts`` (the comparisons with parts of the scans missing), ``gains`` (as
+        :func:`medcontext.studies.comparisons.gains_compared` yields them, and ``missing``: the kind of missing parts,
+        None of whole scans), ``scored_with_missing`` (kind of missing
         parts -> how many of the runs have these scores) and ``definition``.
 
     Raises:
@@ -82,9 +80,14 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         "labels": dict(done[0].labels),
         "patients": {case: patient for outcome in done for case, patient in outcome.patients.items()},
         "convergence": convergence(runs),
-        "comparisons": list(_comparisons(pictures, done)),
+        "comparisons": list(compared(pictures, done)),
         "missing_parts": [
-            {"missing": kind, **row} for kind in MISSING for row in _comparisons(pictures, _damaged(done, kind), kind)
+            {"missing": kind, **row} for kind in MISSING for row in compared(pictures, _damaged(done, kind), kind)
+        ],
+        "gains": [
+            {"missing": kind, **row}
+            for kind, scored in ((None, done), *((kind, _damaged(done, kind)) for kind in MISSING))
+            for row in gains_compared(study, scored)
         ],
         "scored_with_missing": _scored_with_missing(study, done),
         "definition": {**done[0].definition, "comparison": dict(DEFINITION)},
@@ -197,58 +200,6 @@ def _without(run: Mapping[str, Any], shared: Collection[str]) -> dict[str, Any]:
     return {**run, "settings": {key: value for key, value in run["settings"].items() if key not in shared}}
 
 
-def cells(study: Study, comparison: Comparison, done: Done) -> Iterator[tuple[dict[str, str], Done, Done]]:
-    """For each level of the other factors, the runs of baseline and arm, seed by seed, of the seeds that both have."""
-    by_levels = {tuple(sorted(outcome.planned.levels.items())): outcome for outcome in done}
-    others = dict.fromkeys(
-        tuple((key, level) for key, level in planned.levels.items() if key not in ("arm", "seed"))
-        for planned in study.runs
-    )
-    seeds = dict.fromkeys(planned.levels["seed"] for planned in study.runs)
-    for other in others:
-        pairs = []
-        for seed in seeds:
-            keys = [tuple(sorted({**dict(other), "arm": arm, "seed": seed}.items())) for arm in
-                    (comparison.baseline, comparison.arm)]  # fmt: skip
-            if all(key in by_levels for key in keys):
-                pairs.append([by_levels[key] for key in keys])
-        if pairs:
-            yield dict(other), [first for first, _ in pairs], [second for _, second in pairs]
-
-
-def _comparisons(pictures: KeptPictures, done: Done, missing: str | None = None) -> Iterator[dict[str, Any]]:
-    for comparison in pictures.study.comparisons:
-        for levels, first, second in cells(pictures.study, comparison, done):
-            before, after = ([outcome.evaluation for outcome in outcomes] for outcomes in (first, second))
-            result = compare_evaluations(before, after)
-            result.pop("definition")
-            ranked = list(per_case(before, after).items())
-            facts = second[0].facts
-            yield {
-                "name": comparison.name,
-                "baseline": comparison.baseline,
-                "arm": comparison.arm,
-                "levels": levels,
-                "network": facts["network"],
-                "preset": facts["preset"],
-                "training_cases": facts["training_cases"],
-                "seeds": [outcome.planned.levels["seed"] for outcome in second],
-                "seconds": [_mean_seconds(first), _mean_seconds(second)],
-                "same_hardware": _alike("hardware", first, second),
-                "same_commit": _alike("commit", first, second),
-                "helped_most": [list(each) for each in ranked[:EXTREMES]],
-                "hurt_most": [list(each) for each in ranked[EXTREMES:][::-1][:EXTREMES]],
-                **pictures.draw(comparison, levels, first, second, missing),
-                "verdict": verdict(result, comparison.baseline, comparison.arm),
-                "result": result,
-            }
-
-
-def _alike(fact: str, first: Done, second: Done) -> bool:
-    """Whether the runs of each seed have this in common."""
-    return all(one.facts[fact] == other.facts[fact] for one, other in zip(first, second, strict=True))
-
-
 def _damaged(done: Done, kind: str) -> Done:
     """The runs that were also scored with such parts missing, with those scores."""
     return [dataclasses.replace(outcome, rows=outcome.missing[kind]) for outcome in done if outcome.missing.get(kind)]
@@ -257,7 +208,3 @@ def _damaged(done: Done, kind: str) -> Done:
 def _scored_with_missing(study: Study, done: Done) -> dict[str, int]:
     counts = {kind: len(_damaged(done, kind)) for kind in MISSING}
     return counts if any(counts.values()) or any(planned.missing_parts for planned in study.runs) else {}
-
-
-def _mean_seconds(runs: Done) -> float:
-    return round(fmean(outcome.facts["seconds"] for outcome in runs), 1)

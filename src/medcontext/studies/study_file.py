@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from medcontext.method.presets import PRESETS, MethodConfig
 from medcontext.training.config import TrainConfig
 
 KEYS = {"name": True, "about": True, "data": True, "split": True, "settings": False, "factors": True,
-        "comparisons": False, "pictures": False, "missing_parts": False}  # fmt: skip
+        "comparisons": False, "gains": False, "pictures": False, "missing_parts": False}  # fmt: skip
 """Key of a study file -> whether it has to be there."""
 
 LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -62,6 +62,7 @@ class Study:
             there when a study is stopped is balanced.
         comparisons: Between levels of the factor ``arm``.
         pictures: Names of the comparisons of which the best and the worst cases are drawn.
+        gains: Pairs of names of comparisons whose gains are compared with one another.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Study:
     runs: tuple[PlannedRun, ...]
     comparisons: tuple[Comparison, ...]
     pictures: tuple[str, ...] = ()
+    gains: tuple[tuple[str, str], ...] = ()
 
 
 def read_study(file: Path, data_root: Path) -> Study:
@@ -90,7 +92,8 @@ def read_study(file: Path, data_root: Path) -> Study:
     Args:
         file: YAML with ``name``, ``about``, ``data`` (a folder below ``data_root``), ``split`` (a split file, relative
             to the study file, else to the data set, which need not be at hand), ``settings``, ``factors``,
-            ``comparisons``, ``pictures`` (names of comparisons of which the best and worst cases are drawn), and
+            ``comparisons``, ``gains`` (``[name, name]``: whether the second comparison's gain differs from the
+            first's), ``pictures`` (names of comparisons of which the best and worst cases are drawn), and
             ``missing_parts`` (whether held-out cases are also scored with parts of each scan missing).
         data_root: Folder of the data sets.
 
@@ -116,8 +119,11 @@ def read_study(file: Path, data_root: Path) -> Study:
     seeds = list(factors["seed"])
     runs.sort(key=lambda run: seeds.index(run.levels["seed"]))
     comparisons = tuple(_comparison(file, entry, factors["arm"]) for entry in content.get("comparisons") or [])
-    pictures = _pictures(file, content.get("pictures") or [], {each.name for each in comparisons})
-    return Study(str(content["name"]), str(content["about"]).strip(), file, data, tuple(runs), comparisons, pictures)
+    names = [each.name for each in comparisons]
+    pictures = _pictures(file, content.get("pictures") or [], set(names))
+    gains = tuple(_gain(file, entry, names) for entry in content.get("gains") or [])
+    about = str(content["about"]).strip()
+    return Study(str(content["name"]), about, file, data, tuple(runs), comparisons, pictures, gains)
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -142,6 +148,7 @@ def _read(file: Path) -> dict[str, Any]:
         ("settings", dict, "a mapping of settings"),
         ("factors", dict, "a mapping of factors to levels"),
         ("comparisons", list, "a list of [baseline, arm, name]"),
+        ("gains", list, "a list of [name, name] of comparisons"),
     ):
         if content.get(key) and not isinstance(content[key], kind):
             raise _wrong(file, f"{key}: {content[key]}", expected)
@@ -240,6 +247,12 @@ def _comparison(file: Path, entry: Any, arms: Mapping[str, Any]) -> Comparison:
     if not well or any(arm not in arms for arm in entry[:2]):
         raise _wrong(file, f"comparison {entry}", f"[baseline, arm, name] with arms of {', '.join(arms)}")
     return Comparison(*entry)
+
+
+def _gain(file: Path, entry: Any, names: Sequence[str]) -> tuple[str, str]:
+    if not isinstance(entry, list) or len(entry) != 2 or any(names.count(name) != 1 for name in entry):
+        raise _wrong(file, f"gains: {entry}", "[name, name] of two comparisons, each name given to one comparison only")
+    return entry[0], entry[1]
 
 
 def _pictures(file: Path, given: Any, names: set[str]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from medcontext.evaluation.compare import FEW_SEEDS
+from medcontext.evaluation.verdict import FEW_SEEDS
 from medcontext.progress import clock
 from medcontext.studies.convergence import STILL_GAINING, by_arm, in_words
 from medcontext.studies.extremes import RULE
@@ -40,6 +40,12 @@ MISSING_PARTS = (
 )
 
 
+GAINS = (
+    "Differences of Dice that are compared above, with one another: whether the one is more than the other. Over the "
+    "same cases and seeds, of which all four runs are done."
+)
+
+
 def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
     """The page.
 
@@ -65,6 +71,7 @@ def results_page(found: Mapping[str, Any], *, figures: Collection[str]) -> str:
     if gains in figures:
         parts.append(f"![Gain in Dice with 95 % intervals]({gains})")
     parts += _missing_parts(damaged, found["scored_with_missing"], len(found["runs"]))
+    parts += _gains(found["gains"])
     parts += _pictures([each for each in (*compared, *damaged) if each["picture"]])
     parts += ["## Runs", ARMS, _arms(found["runs"])]
     parts += ["## Convergence", CONVERGENCE, "\n".join(f"- {in_words(arm)}" for arm in found["convergence"])]
@@ -111,6 +118,23 @@ def _missing_parts(comparisons: Sequence[Mapping[str, Any]], scored: Mapping[str
     rows = [[each["missing"], *_compared(each)] for each in comparisons if each["result"]["dice"]["overall"]]
     table = [_table(["missing", *COMPARED], rows)] if rows else []
     return ["## Where parts of the scans are missing", f"{MISSING_PARTS} Scored {counts}.", *table]
+
+
+def _gains(compared: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not compared:
+        return []
+    heads = ["missing", "", "gain of", "beside that of", "seeds", "that gain", "gain", "difference [95 %]", "p",
+             "win/tie/loss"]  # fmt: skip
+    rows = [
+        [
+            each["missing"] or "nothing", ", ".join(each["levels"].values()), each["second"], each["first"],
+            str(len(each["seeds"])), f"{each['result']['first']:+.4f}", f"{each['result']['second']:+.4f}",
+            _difference(each["result"], ".4f"), f"{each['result']['p']:.2g}",
+            "{wins}/{ties}/{losses}".format(**each["result"]),
+        ]
+        for each in compared
+    ]  # fmt: skip
+    return ["## Gains beside one another", GAINS, _table(heads, rows)]
 
 
 def _pictures(drawn: Sequence[Mapping[str, Any]]) -> list[str]:
