@@ -341,11 +341,25 @@ def test_the_summary_has_a_row_per_comparison_and_above_0_is_better(conducted):
 
 def test_other_comparisons_are_not_summarised_and_several_studies_are(conducted, tmp_path):
     shutil.copy(conducted / "tiny.json", tmp_path / "first.json")
-    other = json.loads((conducted / "tiny.json").read_text())
+    other = json.loads((conducted / "tiny.json").read_text()) | {"study": "second"}
     other["comparisons"][0]["name"] = "ablation"
+    for each in other["comparisons"]:
+        each["training_cases"] = 4
     (tmp_path / "second.json").write_text(json.dumps(other))
     (tmp_path / "summary.json").write_text("[]")
     assert len(summary(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(("seeds", "studies"), [(1, {"tiny"}), (2, {"tiny"}), (3, {"more"})])
+def test_of_studies_that_compare_the_same_the_summary_has_that_of_the_most_seeds(conducted, tmp_path, seeds, studies):
+    shutil.copy(conducted / "tiny.json", tmp_path / "first.json")
+    other = json.loads((conducted / "tiny.json").read_text()) | {"study": "more"}
+    for each in other["comparisons"]:
+        each["seeds"] = list(range(seeds))
+    (tmp_path / "second.json").write_text(json.dumps(other))
+    rows = summary(tmp_path)
+    assert [row["comparison"] for row in rows] == ["equal_steps", "equal_compute"]
+    assert {row["study"] for row in rows} == studies
 
 
 def test_a_failed_run_is_told_and_a_run_whose_scores_are_gone_is_scored_again(conducted, room, write, tmp_path):

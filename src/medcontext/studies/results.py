@@ -23,6 +23,9 @@ from medcontext.training.run import RunFolder, source_commit
 SUMMARISED = ("equal_steps", "equal_compute")
 """Comparisons of these names make rows of the summary."""
 
+ONE_ROW = ("dataset", "network", "preset", "training_cases", "comparison")
+"""What rows of the summary differ in."""
+
 SUMMARY = "summary.json"
 
 Done = Sequence[Outcome]
@@ -132,20 +135,25 @@ def _outcomes(
 
 
 def summary(results: Path) -> list[dict[str, Any]]:
-    """A row per data set, network, preset, number of training cases and comparison, from all studies in a folder.
+    """A row per data set, network, preset, number of training cases and comparison, from all studies in a folder: from
+    that of the most seeds, where several make one.
 
     ``dice_gain`` is MedContext minus baseline, ``hd95_mm_gain`` baseline minus MedContext: above 0 is better in both.
     ``..._ci`` are the 95 % intervals of the gains; ``seeds`` is how many seeds both have.
     """
     files = [file for file in sorted(results.glob("*.json")) if file.name != SUMMARY]
-    rows = [
+    made = [
         _summary_row(found, each)
         for found in map(read_json, files)
         if isinstance(found, dict) and "study" in found
         for each in found["comparisons"]
         if each["name"] in SUMMARISED
     ]
-    return [row for row in rows if row is not None]
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in filter(None, made):
+        key = tuple(row[key] for key in ONE_ROW)
+        rows[key] = max(rows.get(key, row), row, key=lambda row: row["seeds"])
+    return list(rows.values())
 
 
 def _summary_row(found: Mapping[str, Any], comparison: Mapping[str, Any]) -> dict[str, Any] | None:
