@@ -350,16 +350,19 @@ def test_other_comparisons_are_not_summarised_and_several_studies_are(conducted,
     assert len(summary(tmp_path)) == 3
 
 
-@pytest.mark.parametrize(("seeds", "studies"), [(1, {"tiny"}), (2, {"tiny"}), (3, {"more"})])
-def test_of_studies_that_compare_the_same_the_summary_has_that_of_the_most_seeds(conducted, tmp_path, seeds, studies):
+@pytest.mark.parametrize(
+    ("seeds", "steps", "named"), [(1, 9, "tiny"), (2, 4, "tiny"), (2, 9, "more"), (2, 3, "tiny"), (3, 3, "more")]
+)
+def test_of_studies_that_compare_the_same_the_summary_has_the_largest(conducted, tmp_path, seeds, steps, named):
     shutil.copy(conducted / "tiny.json", tmp_path / "first.json")
     other = json.loads((conducted / "tiny.json").read_text()) | {"study": "more"}
     for each in other["comparisons"]:
-        each["seeds"] = list(range(seeds))
+        assert (len(each["seeds"]), each["steps"]) == (2, [4, 4])
+        each |= {"seeds": list(range(seeds)), "steps": [4, steps]}
     (tmp_path / "second.json").write_text(json.dumps(other))
     rows = summary(tmp_path)
     assert [row["comparison"] for row in rows] == ["equal_steps", "equal_compute"]
-    assert {row["study"] for row in rows} == studies
+    assert {row["study"] for row in rows} == {named}
 
 
 def test_a_failed_run_is_told_and_a_run_whose_scores_are_gone_is_scored_again(conducted, room, write, tmp_path):

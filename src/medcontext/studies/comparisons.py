@@ -61,7 +61,8 @@ def compared(pictures: KeptPictures, done: Done, missing: str | None = None) -> 
                 "preset": facts["preset"],
                 "training_cases": facts["training_cases"],
                 "seeds": [outcome.planned.levels["seed"] for outcome in second],
-                "seconds": [_mean_seconds(first), _mean_seconds(second)],
+                "steps": [_mean("steps", first), _mean("steps", second)],
+                "seconds": [_mean("seconds", first), _mean("seconds", second)],
                 "same_hardware": _alike("hardware", first, second),
                 "same_commit": _alike("commit", first, second),
                 "helped_most": [list(each) for each in ranked[:EXTREMES]],
@@ -103,5 +104,5 @@ def _by_seed(first: Done, second: Done) -> dict[str, tuple[Any, Any]]:
     return {one.planned.levels["seed"]: (one.evaluation, other.evaluation) for one, other in pairs}
 
 
-def _mean_seconds(runs: Done) -> float:
-    return round(fmean(outcome.facts["seconds"] for outcome in runs), 1)
+def _mean(fact: str, runs: Done) -> float:
+    return round(fmean(outcome.facts[fact] for outcome in runs), 1)

@@ -136,7 +136,7 @@ def _outcomes(
 
 def summary(results: Path) -> list[dict[str, Any]]:
     """A row per data set, network, preset, number of training cases and comparison, from all studies in a folder: from
-    that of the most seeds, where several make one.
+    that of the most seeds, and among those of the most steps, where several make one.
 
     ``dice_gain`` is MedContext minus baseline, ``hd95_mm_gain`` baseline minus MedContext: above 0 is better in both.
     ``..._ci`` are the 95 % intervals of the gains; ``seeds`` is how many seeds both have.
@@ -152,7 +152,7 @@ def summary(results: Path) -> list[dict[str, Any]]:
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in filter(None, made):
         key = tuple(row[key] for key in ONE_ROW)
-        rows[key] = max(rows.get(key, row), row, key=lambda row: row["seeds"])
+        rows[key] = max(rows.get(key, row), row, key=lambda row: (row["seeds"], row["steps_medcontext"]))
     return list(rows.values())
 
 
@@ -167,6 +167,8 @@ def _summary_row(found: Mapping[str, Any], comparison: Mapping[str, Any]) -> dic
         "training_cases": comparison["training_cases"],
         "comparison": comparison["name"],
         "seeds": len(comparison["seeds"]),
+        "steps_baseline": comparison["steps"][0],
+        "steps_medcontext": comparison["steps"][1],
         "study": found["study"],
     }
     for metric, entry, sign in (("dice", dice, 1), ("hd95_mm", hd95, -1)):
