@@ -170,6 +170,11 @@ def test_gains_are_compared_case_by_case_and_seed_by_seed():
     assert (found.first, found.second) == pytest.approx((gains.mean(), gains.mean() + 0.03))
     assert found.interval == pytest.approx((0.03, 0.03))
     assert (found.wins, found.cases, found.seeds, found.patients) == (8, 8, 2, 8)
+    # A label that only the first two have is left out of both gains.
+    a[..., 2], c[..., 2] = np.nan, 0.3
+    methods = [[evaluation(seed) for seed in scores] for scores in (a, a + gains, c, c + gains + 0.03)]
+    found = compare_gains((methods[2], methods[3]), (methods[0], methods[1]))
+    assert (found.second, found.difference) == pytest.approx((gains[..., :2].mean(), -0.03))
     lone = [[evaluation(seed[:1], cases=["elsewhere"]) for seed in scores] for scores in (a, a)]
     assert compare_gains((methods[0], methods[1]), (lone[0], lone[1])) is None
     told = [each | {"patients": dict.fromkeys([f"case{k}" for k in range(8)], "one")} for each in methods[0]]
@@ -227,7 +232,10 @@ def test_folds_are_no_seeds(scores):
     parts = [[f"case{k}" for k in range(start, start + 10)] for start in (0, 10)]
     firsts = [evaluation(scores[:10], cases=parts[0]), evaluation(scores[10:], cases=parts[1])]
     seconds = [evaluation(scores[:10] + 0.02, cases=parts[0]), evaluation(scores[10:] + 0.02, cases=parts[1])]
-    assert "fewer than 5 seeds" not in verdict(compare_evaluations(firsts, seconds), "before", "after")
+    said = verdict(compare_evaluations(firsts, seconds), "before", "after")
+    assert "fewer than 5 seeds" not in said
+    assert f"each in one of {len(firsts)} trainings. This speaks of new cases, not of new trainings." in said
+    assert "seeds" not in said
 
 
 def test_cases_are_ranked_by_how_much_they_gain():
@@ -270,6 +278,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path, scores):
     assert "case0" in str(caught.value)
     with pytest.raises(MedContextError, match="in pairs"):
         compare_runs([tmp_path / "a.json"], [])
+    with pytest.raises(MedContextError, match="one seed"):
+        compare_runs([tmp_path / "a.json"] * 2, [tmp_path / "b.json", tmp_path / "c.json"])
     other = evaluation(scores) | {"settings": {"policy": "official", "hd95": "pooled"}}
     (tmp_path / "official.json").write_text(json.dumps(other))
     with pytest.raises(MedContextError, match="different rules") as caught:

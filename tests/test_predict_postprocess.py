@@ -205,9 +205,9 @@ def test_a_rule_is_tried_as_it_is_done():
                 assert tried[rule] == dice(done == number, truth == number), (real, rule)
 
 
-def make_run(folder, cases: int, spurious: bool):
+def make_run(folder, cases: int, spurious: bool, first: int = 0):
     """A run whose network is right but, if asked for, for one piece beside the middle structure in every scan."""
-    data, names = folder / "data", [f"case_{index:02d}" for index in range(cases)]
+    data, names = folder / "data", [f"case_{first + index:02d}" for index in range(cases)]
     for index, name in enumerate([*names, "held_out"]):
         image = np.random.default_rng(index).uniform(0, 20, (16, 14, 12)).astype(np.float32)
         image[2:8, 2:8, 2:8] = 50
@@ -266,7 +266,7 @@ def test_what_does_not_help_is_not_taken_and_the_model_left_as_it_is(tmp_path, c
 
 
 def test_folds_are_tuned_together_and_a_rule_that_helps_no_longer_is_taken_back(tmp_path, capsys):
-    few = [make_run(tmp_path / f"few_{index}", 3, spurious=True) for index in range(2)]
+    few = [make_run(tmp_path / f"few_{index}", 3, spurious=True, first=3 * index) for index in range(2)]
     assert not tune([few[0].path], device="cpu").taken
     folds = tmp_path / "cross"
     folds.mkdir()
@@ -278,6 +278,23 @@ def test_folds_are_tuned_together_and_a_rule_that_helps_no_longer_is_taken_back(
     assert len(shared_rules(abouts)) == 1
     tune([folds / "fold-0"], device="cpu")
     assert load_model(folds / "fold-0").about[KEY] == []
+
+
+def test_a_case_counts_once_and_so_does_a_patient(tmp_path):
+    """However many folds validate on it, and however many scans there are of one patient."""
+    made = make_run(tmp_path, LEAST_WINS - 1, spurious=True)
+    folds = [RunFolder(shutil.copytree(made.path, tmp_path / "cross" / f"fold-{index}")) for index in range(2)]
+    network_spec(NETWORK, allow_import=True)
+    together = tune([fold.path for fold in folds], device="cpu")
+    alone = tune([made.path], device="cpu")
+    assert together.to_dict() == alone.to_dict()
+    assert max(each.scores.wins for each in together.tried) == LEAST_WINS - 1
+    made = make_run(tmp_path / "more", LEAST_WINS + 1, spurious=True)
+    assert len(tune([made.path], device="cpu").taken) == 1
+    made.config.write_text("patient: case|held_out\n")
+    choice = tune([made.path], device="cpu")
+    assert not choice.taken
+    assert {(each.scores.patients, each.scores.interval) for each in choice.tried} == {(1, None)}
 
 
 def test_no_fold_chooses_on_cases_that_it_holds_out(tmp_path):

@@ -216,7 +216,7 @@ def compare(
         a: The baseline: a run folder, a file of scores, or with truth a folder of label maps; in brackets one per seed.
         b: The other, in the same way.
         truth: Folder of true label maps, where a and b are folders of label maps.
-        patient: Regular expression that finds the patient in a case's name, where the scores don't say.
+        patient: Regular expression for the patient in a case's name; None: as the scores say.
         json: Also write everything to this file.
         pictures: Also draw the cases of the largest gains and losses to this PNG file, where a and b are run folders.
     """

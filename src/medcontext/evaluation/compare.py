@@ -60,6 +60,12 @@ def compare_runs(
             found=f"{len(first)} and {len(second)} runs",
             remedy="give as many of one method as of the other, seed by seed",
         )
+    for paths in (first, second):
+        twice = next((path for path in paths if paths.count(path) > 1), None)
+        if twice is not None:
+            raise MedContextError(
+                "A run counts as one seed.", file=twice, found="it is named twice", remedy="name each run once"
+            )
     read = partial(_evaluation, truth=truth, patient=patient)
     pairs = [(read(a), read(b)) for a, b in zip(first, second, strict=True)]
     for (a, b), (of_a, of_b) in zip(zip(first, second, strict=True), pairs, strict=True):
@@ -98,7 +104,7 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
         fields of :class:`~medcontext.evaluation.statistics.Paired`; overall, ``left_out`` counts a case's labels one by
         one), None where no pair has a score; ``definition``.
     """
-    labels = sorted({row["label"] for each in (*first, *second) for row in each["cases"]})
+    labels = _labels([*first, *second])
     cases = sorted({case for a, b in zip(first, second, strict=True) for case in _cases(a) & _cases(b)})
     unpaired = sum(len(_cases(a) ^ _cases(b)) for a, b in zip(first, second, strict=True))
     names = {
@@ -132,7 +138,8 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
 def per_case(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Case -> difference of its overall Dice, second minus first, averaged over the seeds; the largest first."""
     cases = sorted({case for a, b in zip(first, second, strict=True) for case in _cases(a) & _cases(b)})
-    means = _gains(first, second, cases)
+    gains = _gains(first, second, cases, _labels([*first, *second]))
+    means = _over_labels(gains, np.isfinite(gains))
     known = np.isfinite(means)
     by_case = np.where(known, means, 0).sum(axis=0) / np.maximum(1, known.sum(axis=0))
     found = [(case, float(by_case[k])) for k, case in enumerate(cases) if known[:, k].any()]
@@ -147,19 +154,30 @@ def compare_gains(one: Methods, other: Methods) -> Paired | None:
         other: The same for the second gain, of the same seeds.
 
     Returns:
-        The gains compared over the cases, second minus first; None where no case has both.
+        The gains compared over the cases, second minus first, in the labels that have both; None where none has.
     """
     every = [each for methods in (*one, *other) for each in methods]
     cases = sorted(set().union(*map(_cases, every)))
-    return paired(_gains(*one, cases), _gains(*other, cases), patients=_patients(cases, every))
+    labels = _labels(every)
+    gains = [_gains(*methods, cases, labels) for methods in (one, other)]
+    defined = np.isfinite(gains[0]) & np.isfinite(gains[1])
+    first, second = (_over_labels(each, defined) for each in gains)
+    return paired(first, second, patients=_patients(cases, every))
 
 
-def _gains(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], cases: Sequence[str]) -> Scores:
-    """Differences of overall Dice ``(seeds, cases)``, over the labels in which both have one; NaN where none is."""
-    labels = sorted({row["label"] for each in (*first, *second) for row in each["cases"]})
+def _gains(
+    first: Sequence[Mapping[str, Any]],
+    second: Sequence[Mapping[str, Any]],
+    cases: Sequence[str],
+    labels: Sequence[int],
+) -> Scores:
+    """Differences of Dice ``(seeds, cases, labels)``, NaN where there is none."""
     before, after = _paired_scores(first, second, "dice", cases, labels)
-    differences = after - before
-    return _over_labels(differences, np.isfinite(differences))
+    return after - before
+
+
+def _labels(evaluations: Sequence[Mapping[str, Any]]) -> list[int]:
+    return sorted({row["label"] for each in evaluations for row in each["cases"]})
 
 
 def _patients(cases: Sequence[str], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -24,8 +24,8 @@ DEFINITION = {
     "interval": f"95 % percentile bootstrap interval of the mean difference, {RESAMPLES:,} resamples of the cases and, "
     "with several seeds, of seeds and cases at once, a drawn case being taken from every drawn seed (Owen, Annals of "
     "Applied Statistics 1(2), 2007), since every seed is scored on the same cases (where each has cases of its own, as "
-    "folds have, of the cases). A patient with several cases is drawn with all of them. Fewer than about 5 seeds, or "
-    "15 patients, make such intervals too narrow",
+    "folds have, of the cases, which says nothing of other trainings). A patient with several cases is drawn with all "
+    "of them. Fewer than about 5 seeds, or 15 patients, make such intervals too narrow",
     "p": "Wilcoxon signed-rank test, two-sided, of the patients' differences, each averaged over its cases and their "
     "seeds; differences of 0 are ranked and then dropped (Pratt, JASA 54, 1959). It speaks of new patients, not of new "
     "seeds",

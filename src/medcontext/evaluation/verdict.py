@@ -42,7 +42,8 @@ def verdict(result: Mapping[str, Any], first: str, second: str) -> str:
         return f"{first} and {second} have no scored case in common."
     over = f"{found['cases']} cases"
     over += f" of {found['patients']} patients" if found["patients"] < found["cases"] else ""
-    over += f" and {found['seeds']} seeds" if found["seeds"] > 1 else ""
+    if found["seeds"] > 1:
+        over += f", each in one of {found['seeds']} trainings" if _apart(found) else f" and {found['seeds']} seeds"
     if found["interval"] is None:
         one = "One case" if found["cases"] == 1 else "One patient"
         return f"{one} says nothing about others: {second} {found['difference']:+.4f} Dice."
@@ -55,11 +56,14 @@ def verdict(result: Mapping[str, Any], first: str, second: str) -> str:
 
 def _caveat(found: Mapping[str, Any]) -> str:
     """What a difference over few seeds does not say."""
-    if found["seeds"] == 1:
+    if found["seeds"] == 1 or _apart(found):
         return " This speaks of new cases, not of new trainings."
-    # Of folds, each case belongs to one training, and cases alone are resampled.
-    few = found["seeds"] < ENOUGH_SEEDS and found["pairs"] > found["cases"]
-    return f" {FEW_SEEDS}" if few else ""
+    return f" {FEW_SEEDS}" if found["seeds"] < ENOUGH_SEEDS else ""
+
+
+def _apart(found: Mapping[str, Any]) -> bool:
+    """Whether each case belongs to one training only, as those of folds do: then cases alone are resampled."""
+    return bool(found["pairs"] == found["cases"])
 
 
 def _cells(entry: Mapping[str, Any] | None, form: str) -> list[str]:

@@ -20,8 +20,8 @@ DEFINITION = {
     "sd": "standard deviation of the folds' means (n - 1): how much the folds differ. It is no error of their mean, as "
     "any two folds share training cases",
     "pooled": "mean over all cases that have a score, each held out once",
-    "interval": f"95 % percentile bootstrap interval of the pooled mean, {RESAMPLES:,} resamples of the cases. It "
-    "speaks of new cases, not of new trainings",
+    "interval": f"95 % percentile bootstrap interval of the pooled mean, {RESAMPLES:,} resamples of the patients, "
+    "each with all of their cases. It speaks of new patients, not of new trainings",
     OVERALL: "mean over the labels of a case that have a score, then over cases",
 }
 """What the numbers mean, in words that travel with them."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from medcontext.inference.model import load_tensors, save_tensors
 from medcontext.inference.postprocess import KEY, KEY_TOGETHER, Mask, Rule, around_of, changed_mask, voxel_ml
 from medcontext.inference.predictor import Predictor
 from medcontext.progress import Progress
-from medcontext.studies.holdout import data_of
+from medcontext.studies.holdout import data_of, patients_of_run
 from medcontext.training.device import choose_device
 from medcontext.training.run import RunFolder
 
@@ -34,8 +36,9 @@ LEAST_WINS = 5
 DEFINITION = (
     "Tried for each structure by itself: pieces below 1, 5 or 20 % of its median true volume removed, or all but the "
     "largest; then holes filled. Scored by Dice on the validation cases, in their own grids; 1 where nothing is and "
-    "nothing is found. Taken is what gains most, if it gains 0.001 or more on average, the 95 % bootstrap interval of "
-    "the gain over the cases is above 0, and at least 5 cases get better."
+    "nothing is found, and of a case that several folds validate on their mean. Taken is what gains most, if it gains "
+    "0.001 or more on average, the 95 % bootstrap interval of the gain over the patients is above 0, and at least 5 "
+    "cases get better."
 )
 """What is tried, and when it is taken, in words that travel with the results."""
 
@@ -88,7 +91,8 @@ def tune(runs: Sequence[Path], *, device: str = "auto", progress: Progress | Non
     """Choose the post-processing of a run's model; of several runs (folds), that of each model and that of their mean.
 
     Each validation case is predicted by the model of its own run. The mean's choice is made on all of them; that of a
-    model, on those which its run doesn't hold out, since a case that one fold validates on is held out by another.
+    model, on those which its run doesn't hold out, since a case that one fold validates on is held out by another. A
+    case that several folds validate on counts once, with the mean of its scores.
 
     What is taken is written into the model files (``medcontext predict`` does it from then on), and what was tried,
     into ``postprocessing.json`` of each run.
@@ -110,25 +114,30 @@ def tune(runs: Sequence[Path], *, device: str = "auto", progress: Progress | Non
     if any(folder.read_plan().labels != labels for folder in folders):
         raise MedContextError("These runs segment different labels.", file=folders[-1].path)
     cases = [(folder, *_validation(folder)) for folder in folders]
-    every = [name for _, _, names in cases for name in names]
-    volumes = [_volumes(dataset.cases[name].label, labels) for _, dataset, names in cases for name in names]
+    every = {name: dataset.cases[name].label for _, dataset, names in cases for name in names}
+    patients = {
+        name: patient for folder, dataset, _ in cases for name, patient in patients_of_run(folder, dataset).items()
+    }
+    volumes = {name: _volumes(label, labels) for name, label in every.items()}
     parts = [
-        [place for place, name in enumerate(every) if name not in held_out]
+        tuple(name for name in every if name not in held_out)
         for held_out in (*(folder.read_split().test for folder in folders), ())
     ]
-    candidates = [_candidates([volumes[place] for place in part]) for part in parts]
+    candidates = [_candidates([volumes[name] for name in part]) for part in parts]
     rules = {n: list(dict.fromkeys(rule for each in candidates for rule in each[n])) for n in labels.structures}
-    rows: list[dict[Rule, float]] = []
+    rows: dict[str, list[dict[Rule, float]]] = {name: [] for name in every}
+    done, count = itertools.count(1), sum(len(names) for _, _, names in cases)
     with progress.task("trying post-processing") as update:
         for folder, dataset, names in cases:
             predictor = Predictor.load(folder.path, choose_device(device), postprocess=False)
             for made in predictor.over({name: dataset.cases[name].images for name in names}):
                 truth = read_labels(dataset.cases[made.name].label).array
                 ml = voxel_ml(made.scan.affine)
-                rows.append(_scores(made.labels, truth, labels, rules, ml))
-                update(len(rows), len(every))
+                rows[made.name].append(_scores(made.labels, truth, labels, rules, ml))
+                update(next(done), count)
+    scores = {name: _mean(of_case) for name, of_case in rows.items()}
     *alone, together = (
-        Choice(tuple(every[place] for place in part), _tried(own, [rows[place] for place in part], labels))
+        Choice(part, _tried(own, [scores[name] for name in part], [patients[name] for name in part], labels))
         for part, own in zip(parts, candidates, strict=True)
     )
     for folder, choice in zip(folders, alone, strict=True):
@@ -196,17 +205,31 @@ def _box_around(mask: Mask) -> tuple[slice, ...]:
     return found[0] if found else (slice(0),) * 3
 
 
+def _mean(rows: Sequence[dict[Rule, float]]) -> dict[Rule, float]:
+    """Of one case."""
+    return {rule: fmean(row[rule] for row in rows) for rule in rows[0]}
+
+
 def _tried(
-    candidates: Mapping[int, Sequence[Rule]], rows: Sequence[dict[Rule, float]], labels: Labels
+    candidates: Mapping[int, Sequence[Rule]],
+    rows: Sequence[dict[Rule, float]],
+    patients: Sequence[str],
+    labels: Labels,
 ) -> tuple[Tried, ...]:
-    return tuple(each for number, rules in candidates.items() for each in _choose(number, rules, rows, labels))
+    return tuple(each for number, own in candidates.items() for each in _choose(number, own, rows, patients, labels))
 
 
-def _choose(number: int, rules: Sequence[Rule], rows: Sequence[dict[Rule, float]], labels: Labels) -> list[Tried]:
+def _choose(
+    number: int,
+    rules: Sequence[Rule],
+    rows: Sequence[dict[Rule, float]],
+    patients: Sequence[str],
+    labels: Labels,
+) -> list[Tried]:
     """What is done with pieces first, then whether holes are filled on top of that."""
 
     def against(rule: Rule, other: Rule) -> Paired:
-        scores = paired(*(np.array([[row[each] for row in rows]]) for each in (other, rule)))
+        scores = paired(*(np.array([[row[each] for row in rows]]) for each in (other, rule)), patients=patients)
         assert scores is not None
         return scores
 
