@@ -363,6 +363,13 @@ def test_of_studies_that_compare_the_same_the_summary_has_the_largest(conducted,
     rows = summary(tmp_path)
     assert [row["comparison"] for row in rows] == ["equal_steps", "equal_compute"]
     assert {row["study"] for row in rows} == {named}
+    for split, level in (("another", {}), (other["split"], {"augmentation": "none"})):
+        other["split"] = split
+        for each in other["comparisons"]:
+            each["levels"] = {"training_cases": "2-cases", **level}
+            each.pop("steps", None)
+        (tmp_path / "second.json").write_text(json.dumps(other))
+        assert [row["study"] for row in summary(tmp_path)] == ["tiny", "tiny", "more", "more"], "of other cases or arms"
 
 
 def test_a_failed_run_is_told_and_a_run_whose_scores_are_gone_is_scored_again(conducted, room, write, tmp_path):
@@ -648,6 +655,60 @@ def test_a_hidden_patch_that_is_left_open_is_that_of_the_spacing(conducted, room
     assert not asked & found.keys(), "of cubes in voxels, which are none in mm"
 
 
+def test_what_an_arm_leaves_to_the_plan_another_arm_may_set(conducted, room, tmp_path):
+    """What the plan chose for the one is what the other asks for: each has its own runs all the same."""
+    results, out = tmp_path / "results", tmp_path / "gone"
+    study = read_study(room / "study.yaml", room)
+    gather(study, conducted, results)
+    rate = json.loads((results / "tiny.json").read_text())["settings"]["learning_rate"]
+    supervised = ARMS["supervised"]
+    factors = {**TWO_ARMS["factors"], "arm": {"supervised": supervised, "told": {**supervised, "learning_rate": rate}}}
+    file = tmp_path / "study.yaml"
+    content = {**TINY, "split": str(room / "split.json"), "factors": factors, "comparisons": []}
+    file.write_text(dump(content))
+    asked = read_study(file, room)
+    assert set(recorded(asked, results)) == {f"2-cases/supervised/seed-{seed}" for seed in (0, 1)}
+    assert gather(asked, out, results, recorded(asked, results))["missing"] == [
+        f"2-cases/told/seed-{seed}" for seed in (0, 1)
+    ]
+    file.write_text(dump({**content, "name": "other"}))
+    taken = recorded(read_study(file, room), results)
+    assert set(taken) == {f"2-cases/told/seed-{seed}" for seed in (0, 1)}, "of another study, whoever asks for more"
+
+
+def test_what_another_process_has_done_meanwhile_is_not_lost(conducted, room, tmp_path, monkeypatch):
+    """Two processes share the runs of a study, each in a folder of its own, and write to the same results."""
+    file, results = room / "study.yaml", tmp_path / "results"
+    outs = [tmp_path / "one", tmp_path / "two"]
+    for out, others in zip(outs, ("medcontext", "supervised"), strict=True):
+        shutil.copytree(conducted, out)
+        shutil.rmtree(out / "2-cases" / others)
+
+    def meanwhile(study, out, **_):
+        if out == outs[0]:
+            conduct(file, room, outs[1], results=results)
+        return {}
+
+    monkeypatch.setattr("medcontext.studies.conduct.run_study", meanwhile)
+    conduct(file, room, outs[0], results=results)
+    assert len(json.loads((results / "tiny.json").read_text())["runs"]) == 4
+
+
+def test_a_run_tells_what_it_was_resumed_with_and_how_many_steps_it_had(conducted, room, tmp_path):
+    study = read_study(room / "study.yaml", room)
+    planned = study.runs[0]
+    run = RunFolder(tmp_path / planned.name)
+    shutil.copytree(conducted / planned.name, run.path)
+    before = of_folder(planned, run).facts
+    assert before["steps"] == 4
+    run.note(resumed=[{"source": before["commit"]}, {"source": "abc", "processor": "another"}])
+    run.config.write_text(yaml.safe_dump({**run.read_config(), "max_steps": 100, "patience": 1}))
+    facts = of_folder(planned, run).facts
+    assert (facts["commit"], facts["steps"]) == (f"{before['commit']}; then abc", 4)
+    assert facts["hardware"].startswith(f"{before['hardware']}; then another, ")
+    assert facts["software"] == before["software"]
+
+
 def test_runs_of_another_study_that_were_made_just_so_are_not_done_again(conducted, room, tmp_path, capsys):
     """Whatever they are called there; and it is said whose they are."""
     results = tmp_path / "results"
@@ -681,6 +742,14 @@ def test_runs_of_another_study_that_were_made_just_so_are_not_done_again(conduct
     assert "of_study" not in (results / "tiny.json").read_text()
     again = recorded(asked, results)
     assert {name: run.facts for name, run in again.items()} == {name: run.facts for name, run in known.items()}
+    rehearse(file, room, tmp_path / "none", results=results, progress=Progress())
+    assert "move other.json, tiny.json away" in capsys.readouterr().err
+    scores = results / "tiny.csv"
+    kept = scores.read_text()
+    lines = [",".join([*line.split(",")[:3], "0.125", *line.split(",")[4:]]) for line in kept.splitlines()[1:]]
+    scores.write_text("\n".join([kept.splitlines()[0], *lines]))
+    assert {row["dice"] for run in recorded(asked, results).values() for row in run.rows} == {0.125}, "done anew there"
+    scores.write_text(kept)
     (results / "tiny.json").unlink()
     assert recorded(study, results) == {}, "what others took over is no reason not to do it anew"
 
@@ -838,6 +907,32 @@ def test_a_run_of_other_settings_is_left_out_of_the_results_and_told(conducted, 
     table = rehearse(file, room, out, progress=Progress())
     assert list(table.columns[1].cells) == ["done"] * 3 + ["left alone"]
     assert "patience: 3 before, None now" in capsys.readouterr().err
+
+
+def test_what_the_results_hold_is_done_whatever_is_in_the_folder(conducted, room, tmp_path):
+    out, results, file = tmp_path / "out", tmp_path / "results", room / "study.yaml"
+    shutil.copytree(conducted, out)
+    gather(read_study(file, room), out, results)
+    config = RunFolder(out / read_study(file, room).runs[-1].name).config
+    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "patience": 3}))
+    assert conduct(file, room, out, device="cpu", cache=room / "cache", results=results) == {}
+    assert len(json.loads((results / "tiny.json").read_text())["runs"]) == 4
+
+
+def test_a_split_that_was_edited_is_another_one(conducted, room, tmp_path):
+    """Where it lies is the same, and so is what is held out."""
+    shutil.copytree(room, tmp_path / "room", ignore=shutil.ignore_patterns("cache"))
+    file, split = tmp_path / "room" / "study.yaml", tmp_path / "room" / "split.json"
+    planned = read_study(file, tmp_path / "room").runs[0]
+    run = RunFolder(tmp_path / "out" / planned.name)
+    shutil.copytree(conducted / planned.name, run.path)
+    run.config.write_text(yaml.safe_dump({**run.read_config(), "split": str(split)}))
+    assert state_of(planned, tmp_path / "out") == "done"
+    fold = read_split_file(split).folds[0]
+    left = tuple(name for name in fold.train if name not in run.read_split().train)
+    write_split_file(split, SplitFile("tiny", "a test", (dataclasses.replace(fold, train=left),)))
+    with pytest.raises(MedContextError, match="other cases"):
+        state_of(planned, tmp_path / "out")
 
 
 def test_a_split_counts_by_its_cases_and_not_by_its_place(conducted, room, tmp_path):

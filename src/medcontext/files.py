@@ -51,16 +51,20 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a folder, which the system takes back however the process ends. Where a file system has no
     locks, there is nothing to hold.
+
+    Args:
+        folder: The folder.
+        wait: Until no other process holds it.
 
     Raises:
         MedContextError: Another process holds it.
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / LOCK, timeout=0)
+    lock = FileLock(folder / LOCK, timeout=-1 if wait else 0)
     try:
         lock.acquire()
     except Timeout:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medcontext.errors import MedContextError, require
+from medcontext.files import alone_in
 from medcontext.progress import Progress, clock
 from medcontext.studies.forecast import Forecast, forecast
 from medcontext.studies.outcome import Outcome
@@ -65,22 +66,33 @@ def conduct(
     try:
         failed = run_study(chosen, out, jobs=jobs, device=device, cache=cache, recorded=known, progress=progress)
     except KeyboardInterrupt:
-        _gather_the_done(study, out, results or out, known, progress)
+        _gather_the_done(study, out, results, progress)
         raise
     if len(failed) == len(chosen.runs):
         raise next(iter(failed.values()))
-    _say_what_is_left_out(gather(study, out, results or out, known), progress)
+    _say_what_is_left_out(_gather(study, out, results), progress)
     return failed
 
 
-def _gather_the_done(study: Study, out: Path, results: Path, known: dict[str, Outcome], progress: Progress) -> None:
+def _gather(study: Study, out: Path, results: Path | None) -> dict[str, Any]:
+    """With what the results hold by now: another process may have done other runs of the study meanwhile."""
+    if results is None:
+        return gather(study, out, out)
+    results.mkdir(parents=True, exist_ok=True)
+    with alone_in(results, wait=True):
+        return gather(study, out, results, recorded(study, results))
+
+
+def _gather_the_done(study: Study, out: Path, results: Path | None, progress: Progress) -> None:
     """Of a study that is stopped, so that its results can be kept where its runs can't."""
     try:
-        found = gather(study, out, results, known)
+        found = _gather(study, out, results)
     except MedContextError as error:
         progress.say(str(error))
     else:
-        progress.say(f"{study.name}: {len(found['runs'])} of {len(study.runs)} runs are done; written to {results}")
+        progress.say(
+            f"{study.name}: {len(found['runs'])} of {len(study.runs)} runs are done; written to {results or out}"
+        )
         _say_what_is_left_out(found, progress)
 
 
@@ -136,10 +148,13 @@ def _known(study: Study, results: Path | None, progress: Progress | None) -> dic
     """Runs that results apart from the runs' own folder hold; there, a run that was removed is wanted anew."""
     known = {} if results is None else recorded(study, results)
     if known and progress:
-        studies = sorted({str(outcome.facts.get("of_study", study.name)) for outcome in known.values()})
+        studies = {str(outcome.facts.get("of_study", study.name)) for outcome in known.values()}
+        if results is not None and (results / f"{study.name}.json").is_file():
+            # It holds what was taken over from other studies as well.
+            studies.add(study.name)
         progress.say(
             f"{study.name}: {len(known)} of {len(study.runs)} runs are in {results} already and are not done again "
-            f"(move {', '.join(f'{name}.json' for name in studies)} away to have them anew)"
+            f"(move {', '.join(f'{name}.json' for name in sorted(studies))} away to have them anew)"
         )
     return known
 

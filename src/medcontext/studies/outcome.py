@@ -83,6 +83,7 @@ def of_folder(planned: PlannedRun, run: RunFolder) -> Outcome:
     )  # fmt: skip
     scored = load_tensors(run.best)["about"]
     last = [row for row in history if row["kind"] == "train"][-1]
+    made = [about, *({**about, **again} for again in about.get("resumed", ()))]
     facts = {
         "name": planned.name,
         "levels": dict(planned.levels),
@@ -92,7 +93,7 @@ def of_folder(planned: PlannedRun, run: RunFolder) -> Outcome:
         "seed": config["seed"],
         "learning_rate": config["learning_rate"],
         "unlabelled_cases": len(about.get("unlabelled", ())),
-        "steps": config["max_steps"],
+        "steps": max(row["step"] for row in history),
         "pretrain_steps": config.get("pretrain_steps", 0),
         "seconds": _seconds(run),
         "scored_step": scored["step"],
@@ -107,9 +108,9 @@ def of_folder(planned: PlannedRun, run: RunFolder) -> Outcome:
             for key, value in last.items()
             if key.startswith(("context", "gradient_share", "momentum", "teacher_entropy", "loss/"))
         },
-        "commit": str(about["source"]),
-        "hardware": _hardware(about, config),
-        "software": ", ".join(f"{name} {it}" for name, it in {"python": about["python"], **about["versions"]}.items()),
+        "commit": _joined(str(each["source"]) for each in made),
+        "hardware": _joined(_hardware(each, config) for each in made),
+        "software": _joined(_software(each) for each in made),
         "settings": {key: value for key, value in flat(config).items() if key.partition(".")[0] not in PLACES},
     }
     missing = {kind: _rows(read_json(scores_file(run, kind))) for kind in MISSING if planned.missing_parts}
@@ -159,6 +160,15 @@ def _hardware(about: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     if device.startswith("cuda") and about.get("gpu"):
         device += f" ({about['gpu']})"
     return f"{about['processor']}, {about['threads']} of {about['cores']} cores; {device} in {config['precision']}"
+
+
+def _software(about: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {it}" for name, it in {"python": about["python"], **about["versions"]}.items())
+
+
+def _joined(facts: Iterable[str]) -> str:
+    """What a run was begun with, and what it was resumed with where that differs."""
+    return "; then ".join(dict.fromkeys(facts))
 
 
 def _seconds(run: RunFolder) -> float:

@@ -39,10 +39,13 @@ def recorded(study: Study, results: Path) -> dict[str, Outcome]:
     held = [_held_by(file, study, split_name(split)) for file in (own, *sorted({*results.glob("*.json")} - {own}))]
     found = {}
     for planned in study.runs:
-        same = [outcomes[planned.name] for outcomes in held if planned.name in outcomes]
+        same = [(place, outcomes[planned.name]) for place, outcomes in enumerate(held) if planned.name in outcomes]
         if same:
-            # Of other studies' runs, which were made alike, the one that was scored in most ways.
-            found[planned.name] = max(same, key=lambda each: ("of_study" not in each.facts, len(each.missing)))
+            # Of other studies' runs, which were made alike, the one that was scored in most ways; and rather as that
+            # study has it now than as it was taken over from it once.
+            _, found[planned.name] = max(
+                same, key=lambda each: ("of_study" not in each[1].facts, len(each[1].missing), each[0] > 0)
+            )
     return found
 
 
@@ -90,15 +93,26 @@ def _same_runs(study: Study, told: Mapping[str, Any]) -> list[tuple[PlannedRun, 
     defaults = flat(plain(TrainConfig(method=MethodConfig())))
     made = [run | {"settings": told["settings"] | run["settings"]} for run in told["runs"]]
     candidates = [(run, defaults | run["settings"]) for run in made if own or "of_study" not in run]
-    found = []
+    same: dict[str, list[dict[str, Any]]] = {}
     spacings = {tuple(settings["spacing"]) for _, settings in candidates}
-    for planned in study.runs:
-        asked = {spacing: _asked(planned, spacing).items() for spacing in spacings}
-        same = [run for run, settings in candidates if asked[tuple(settings["spacing"])] <= settings.items()]
-        if same:
-            # Of a study with two arms alike, each has its own.
-            found.append((planned, max(same, key=lambda run: bool(run["name"] == planned.name))))
-    return found
+    asked = {
+        spacing: {planned.name: _asked(planned, spacing).items() for planned in study.runs} for spacing in spacings
+    }
+    for run, settings in candidates:
+        fitting = {
+            name: wanted for name, wanted in asked[tuple(settings["spacing"])].items() if wanted <= settings.items()
+        }
+        named = fitting.get(run["name"]) if own else None
+        for name, wanted in fitting.items():
+            # What an arm leaves to the plan, an arm beside it may set: its runs are not those of the first.
+            if wanted == named if named is not None else not any(wanted < more for more in fitting.values()):
+                same.setdefault(name, []).append(run)
+    # Of a study with two arms alike, each has its own.
+    return [
+        (planned, max(same[planned.name], key=lambda run: bool(run["name"] == planned.name)))
+        for planned in study.runs
+        if planned.name in same
+    ]
 
 
 def _origin(study: Study, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from medcontext.training.run import RunFolder, source_commit
 SUMMARISED = ("equal_steps", "equal_compute")
 """Comparisons of these names make rows of the summary."""
 
-ONE_ROW = ("dataset", "network", "preset", "training_cases", "comparison")
+ONE_ROW = ("dataset", "split", "network", "preset", "training_cases", "levels", "comparison")
 """What rows of the summary differ in."""
 
 SUMMARY = "summary.json"
@@ -135,8 +135,8 @@ def _outcomes(
 
 
 def summary(results: Path) -> list[dict[str, Any]]:
-    """A row per data set, network, preset, number of training cases and comparison, from all studies in a folder: from
-    that of the most seeds, and among those of the most steps, where several make one.
+    """A row per data set, split, network, preset, number of training cases, levels of other factors, and comparison,
+    from all studies in a folder: where several make one, from that of the most seeds, and of those of the most steps.
 
     ``dice_gain`` is MedContext minus baseline, ``hd95_mm_gain`` baseline minus MedContext: above 0 is better in both.
     ``..._ci`` are the 95 % intervals of the gains; ``seeds`` is how many seeds both have.
@@ -151,7 +151,7 @@ def summary(results: Path) -> list[dict[str, Any]]:
     ]
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in filter(None, made):
-        key = tuple(row[key] for key in ONE_ROW)
+        key = tuple(map(str, (row[key] for key in ONE_ROW)))
         rows[key] = max(rows.get(key, row), row, key=lambda row: (row["seeds"], row["steps_medcontext"]))
     return list(rows.values())
 
@@ -160,15 +160,19 @@ def _summary_row(found: Mapping[str, Any], comparison: Mapping[str, Any]) -> dic
     dice, hd95 = (comparison["result"][metric]["overall"] for metric in ("dice", "hd95_mm"))
     if dice is None:
         return None
+    # Results that an earlier version wrote do not say.
+    steps = comparison.get("steps", [0, 0])
     row = {
         "dataset": found["dataset"],
+        "split": found["split"],
         "network": comparison["network"],
         "preset": comparison["preset"],
         "training_cases": comparison["training_cases"],
+        "levels": {key: level for key, level in comparison["levels"].items() if key != "training_cases"},
         "comparison": comparison["name"],
         "seeds": len(comparison["seeds"]),
-        "steps_baseline": comparison["steps"][0],
-        "steps_medcontext": comparison["steps"][1],
+        "steps_baseline": steps[0],
+        "steps_medcontext": steps[1],
         "study": found["study"],
     }
     for metric, entry, sign in (("dice", dice, 1), ("hd95_mm", hd95, -1)):

@@ -21,7 +21,7 @@ from medcontext.memory import processors
 from medcontext.progress import Progress, clock
 from medcontext.studies.missing_parts import MISSING, scores_file
 from medcontext.studies.study_file import PlannedRun, Study
-from medcontext.training.resume import to_resume
+from medcontext.training.resume import has_cases_of, to_resume
 from medcontext.training.run import RunFolder
 
 State = Literal["done", "trained", "begun", "new"]
@@ -35,19 +35,17 @@ def state_of(planned: PlannedRun, out: Path) -> State:
     the study asks for, and as predicted.
 
     Raises:
-        MedContextError: There is a run of this name with other settings or other held-out cases.
+        MedContextError: There is a run of this name with other settings, or of other cases.
     """
     run = RunFolder(out / planned.name)
     if not run.open(resume=True, replace=False):
         return "new"
     to_resume(planned.config, run.read_settings(), run.path, in_full=True)
-    assert planned.config.split is not None
-    fold = read_split_file(planned.config.split).folds[planned.config.fold]
-    if set(run.read_split().test) != set(fold.test):
+    if not has_cases_of(run.path, planned.config):
         raise MedContextError(
             "This run was made for other cases than the study asks for.",
             file=run.path,
-            expected=f"{len(fold.test)} held-out cases of {planned.config.split}",
+            expected=f"the cases of {planned.config.split}",
             remedy="move it away, or give the study another folder",
         )
     if not run.finished:
@@ -61,7 +59,12 @@ def state_of(planned: PlannedRun, out: Path) -> State:
 def left_of(planned: PlannedRun, out: Path, recorded: Collection[str]) -> State:
     """As :func:`state_of`, and ``done`` where results hold the run (``recorded``), unless what was trained is at hand
     and only its scoring is left."""
-    state = state_of(planned, out)
+    try:
+        state = state_of(planned, out)
+    except MedContextError:
+        if planned.name not in recorded:
+            raise
+        return "done"
     return "done" if planned.name in recorded and state != "trained" else state
 
 

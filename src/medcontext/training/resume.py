@@ -40,7 +40,7 @@ def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path, *, in_full:
     names = [field.name for field in dataclasses.fields(TrainConfig)]
     said = NONE_SAYS if in_full else frozenset()
     given = {name: getattr(wanted, name) for name in names if name in said or getattr(wanted, name) is not None}
-    if wanted.split not in (None, stored.split) and _has_cases_of(folder, wanted):
+    if wanted.split not in (None, stored.split) and has_cases_of(folder, wanted):
         stored = dataclasses.replace(stored, split=wanted.split)
     now = {name: given.pop(name) for name in MAY_CHANGE if name in given}
     changed = [
@@ -64,7 +64,7 @@ def _method_of(config: TrainConfig, spacing: tuple[float, float, float] | None) 
     return method if spacing is None else method.for_spacing(spacing)
 
 
-def _has_cases_of(folder: Path, asked: TrainConfig) -> bool:
+def has_cases_of(folder: Path, asked: TrainConfig) -> bool:
     """Whether a run is made of the cases that a split file says, which may be in another place than it was."""
     run = RunFolder(folder)
     assert asked.split is not None
