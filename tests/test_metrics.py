@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,27 @@ def test_the_area_of_a_sheared_surface_is_that_in_the_room():
     edges = np.array([[0.8, 0, 0], [0, 0.9, 0], [0, 1.7, 4.0]])
     area = np.linalg.norm(np.cross(edges[1] - edges[0], edges[2] - edges[0])) / 2 / 4
     assert element_areas(tuple(map(tuple, edges)))[1] == pytest.approx(area)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_areas_do_not_hang_on_how_a_sheared_grid_is_stored(axis):
+    """With an axis the other way round, the same voxels have the same neighbours, on its other side."""
+    edges = np.array([[1.0, 0.2, 0.0], [0.0, 1.2, 0.1], [0.3, 2.1, 4.5]])
+    turned = edges.copy()
+    turned[axis] *= -1
+    bit = 4 >> axis
+    mirrored = [sum(1 << (place ^ bit) for place in range(8) if code >> place & 1) for code in range(256)]
+    areas, other = (element_areas(tuple(map(tuple, each))) for each in (edges, turned))
+    assert other[mirrored] == pytest.approx(areas)
+
+
+@pytest.mark.parametrize("corner", list(product((0, 1), repeat=3)))
+def test_corners_that_are_cut_off_a_sheared_cube_have_the_area_of_their_triangle(corner):
+    edges = np.array([[1.0, 0.2, 0.0], [0.0, 1.2, 0.1], [0.3, 2.1, 4.5]])
+    cuts = [edges[axis] * (0.5 - corner[axis]) for axis in range(3)]
+    area = np.linalg.norm(np.cross(cuts[1] - cuts[0], cuts[2] - cuts[0])) / 2
+    code = 1 << (4 * corner[0] + 2 * corner[1] + corner[2])
+    assert element_areas(tuple(map(tuple, edges)))[code] == pytest.approx(area)
 
 
 @settings(deadline=None, max_examples=20)

@@ -173,8 +173,9 @@ def _groups(corners: Collection[Corner]) -> list[set[Corner]]:
 
 def _normals(group: Collection[Corner]) -> list[Values]:
     """Normals of the flat parts of the surface that cuts a group off a cube of side 1, as long as their areas are."""
-    along = np.eye(3)
-    slant = np.ones(3) / 8  # of the triangle that cuts one corner off
+    # Away from the group: up an axis where it lies at 0, down where it lies at 1.
+    along = np.diag(np.where(np.mean(list(group), axis=0) > 0.5, -1.0, 1.0))
+    slant = along.sum(axis=0) / 8  # of the triangle that cuts one corner off
     degree = {corner: sum(math.dist(corner, other) == 1 for other in group) for corner in group}
     shared = [axis for axis in range(3) if len({corner[axis] for corner in group}) == 1]
     if len(group) == 1:
@@ -189,7 +190,10 @@ def _normals(group: Collection[Corner]) -> list[Values]:
         return [6 * slant]
     one, other = (corner for corner in group if degree[corner] == 2)
     middle = next(axis for axis in range(3) if one[axis] != other[axis])
-    return [4 * slant, *((along[middle] + along[axis]) / 4 for axis in range(3) if axis != middle)]
+    # Half of the group lies at either end of this axis, and the hexagon has two such triangulations: their mean.
+    both = along[middle], -along[middle]
+    ends = [along[axis] for axis in range(3) if axis != middle]
+    return [(sum(ends) + turn) / 4 for turn in both] + [(turn + end) / 8 for turn in both for end in ends]
 
 
 def _surrounded(mask: Mask) -> Mask:
