@@ -74,6 +74,10 @@ def test_a_key_is_made_of_content_and_plan(data, tmp_path):
     assert cache_key(cases[0], dataclasses.replace(plan, spacing=(2.0, 2.0, 2.0))) != key
     assert cache_key(cases[0], dataclasses.replace(plan, channels=2)) != key
     assert cache_key(cases[1], plan) != key
+    names = dict(reversed(plan.labels.names.items()))
+    turned = dataclasses.replace(plan, labels=dataclasses.replace(plan.labels, names=names))
+    assert len(names) > 1
+    assert cache_key(cases[0], turned) != key, "the class indices are in this order"
     image = Path(shutil.copy(cases[0].images[0], tmp_path / "image.nii.gz"))
     label = Path(shutil.copy(cases[0].label, tmp_path / "label.nii.gz"))
     assert cache_key(Case("other", (image,), label, "someone"), plan) == key

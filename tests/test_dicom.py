@@ -132,6 +132,29 @@ def test_voxels_are_hounsfield_units_packed_or_not(tmp_path, compressor):
     assert np.array_equal(read_scan(tmp_path / "case").array[0], stored * 0.5 - 1000)
 
 
+def test_a_folder_that_may_not_be_looked_into_is_passed_over_and_a_slice_is_not(tmp_path, monkeypatch):
+    """Rights bind no one who may everything, so that looking fails here as it does for others."""
+    write_series(tmp_path / "patient_1", units(), STRAIGHT)[3].rename(tmp_path / "patient_1" / "0000")
+    (tmp_path / "lost+found").mkdir()
+    look, into = Path.iterdir, Path.open
+
+    def iterdir(path):
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    def opened(path, *arguments, **more):
+        if path.name == "0000":
+            raise PermissionError(13, "Permission denied", str(path))
+        return into(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(Path, "open", opened)
+    assert list(scan_files(tmp_path)) == ["patient_1"]
+    with pytest.raises(MedContextError, match="0000"):
+        read_scan(tmp_path / "patient_1")
+
+
 def test_a_folder_of_series_and_files_lists_both(tmp_path):
     write_series(tmp_path / "scans" / "patient_1", units(), STRAIGHT)
     for file in write_series(tmp_path / "scans" / "patient_2", units(), STRAIGHT):

@@ -279,6 +279,22 @@ def test_a_scan_that_memory_can_not_hold_is_refused_before_it_is_read(tmp_path, 
     assert not read_scan(path).array.any()
 
 
+def test_memory_is_counted_for_the_numbers_that_it_is_turned_into(tmp_path, monkeypatch):
+    """A scan of bytes takes four times as much again as what the network sees."""
+    path = write_itk(tmp_path / "scan.nii.gz", itk_image(np.zeros((100, 100, 100), dtype=np.uint8), np.eye(4)))
+    for free, enough in ((4.9e6, False), (5.1e6, True)):
+        monkeypatch.setattr("medcontext.data.formats.free_memory", lambda _, free=free: free)
+        if enough:
+            read_scan(path)
+        else:
+            with pytest.raises(MedContextError, match="too little memory"):
+                read_scan(path)
+    monkeypatch.setattr("medcontext.data.scan.np.moveaxis", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MedContextError, match="too little memory") as error:
+        read_scan(path)
+    assert error.value.file == str(path)
+
+
 def test_a_header_that_promises_terabytes_is_refused_before_memory_is_taken(tmp_path):
     for path in absurd(tmp_path):
         tracemalloc.start()

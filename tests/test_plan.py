@@ -133,6 +133,19 @@ def test_ct_is_clipped_by_the_labelled_voxels_of_the_whole_set():
     assert make_plan(mixed).normalisation.kind == "case"
 
 
+def test_ct_whose_labelled_voxels_are_all_alike_is_normalised_by_case():
+    """A window without width would make every voxel 0, and a plan that can't be read again."""
+    flat = dataclasses.replace(facts_of((60, 60, 60), (1, 1, 1)), foreground=np.full((1, 50), 100, np.float32))
+    plan = make_plan(report_with([flat], modality=("CT",)))
+    assert plan.normalisation.kind == "case"
+    assert any("all one value, 100" in reason for reason in plan.reasons)
+    assert Plan.from_dict(plan.to_dict()) == plan
+    for clip in ([200, 300], [-50, 20]):
+        with pytest.raises(MedContextError, match="protocol") as caught:
+            make_plan(report_with([flat], modality=("CT",), protocol={"clip": clip}))
+        assert f"clip = {[float(end) for end in clip]}" in caught.value.found
+
+
 def test_a_protocol_goes_before_the_rules_and_a_setting_before_the_protocol():
     protocol = {"spacing": [2, 1.5, 1.5], "clip": [50, 90]}
     report = report_of((200, 200, 60), (0.8, 0.8, 3), modality=("CT",), protocol=protocol)

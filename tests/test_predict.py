@@ -409,6 +409,27 @@ def test_scans_and_other_files_are_never_written_over(model, expected, tmp_path,
     assert (tmp_path / "own" / "scan_0.nii.gz").read_bytes() == own
 
 
+def test_nothing_else_in_the_folder_is_written_over_either(model, expected, tmp_path, capsys):
+    """A summary of something else, values beside label maps, and label maps that come to lie among predictions."""
+    scans = tmp_path / "scans"
+    for place in ("summary.json", "probabilities/scan_1.nii.gz", "entropy/scan_2.nii.gz"):
+        file = tmp_path / place.replace("/", "-") / place
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+        out = tmp_path / place.replace("/", "-")
+        assert predict(model, scans, out, "--probabilities", "--entropy") == 1
+        assert place in capsys.readouterr().err
+        assert [each.relative_to(out) for each in out.rglob("*") if each.is_file()] == [Path(place)]
+    out = tmp_path / "out"
+    assert predict(model, scans / "scan_0.nii.gz", out) == 0
+    own = write_nifti(out / "scan_1.nii.gz", np.zeros((2, 2, 2), np.uint8), np.eye(4)).read_bytes()
+    assert predict(model, scans, out) == 1
+    assert "scan_1.nii.gz" in capsys.readouterr().err
+    assert (out / "scan_1.nii.gz").read_bytes() == own
+    assert predict(model, scans, out, "--replace") == 0
+    assert same(predicted(out), expected)
+
+
 def test_a_pickle_in_place_of_a_model_is_not_opened(expected, tmp_path, capsys):
     class Evil:
         def __reduce__(self):

@@ -87,6 +87,22 @@ def test_nifti_keeps_both_transforms_codes_and_units(tmp_path):
     assert place(tmp_path / "out.mha") == place(tmp_path / "scan.nii.gz") == place(tmp_path / "out.nii.gz")
 
 
+@pytest.mark.parametrize("ending", ["nii.gz", "nrrd", "mha"])
+@pytest.mark.parametrize("depth", [1, 5])
+def test_label_maps_of_scans_of_several_channels_are_no_vectors(tmp_path, ending, depth):
+    """ITK marks such NIfTI as vectors, and takes a single slice of them for an image of two dimensions."""
+    array = np.random.default_rng(0).normal(size=(6, 7, depth, 2)).astype(np.float32)
+    scan = read_scan(write_itk(tmp_path / "two.nii.gz", itk_image(array, AFFINE, vector=True)))
+    numbers = np.random.default_rng(0).choice([0, 3], (6, 7, depth))
+    write_labels(tmp_path / f"out.{ending}", numbers, scan)
+    image = sitk.ReadImage(str(tmp_path / f"out.{ending}"))
+    assert "vector" not in image.GetPixelIDTypeAsString()
+    assert np.array_equal(sitk.GetArrayFromImage(image).T.reshape(numbers.shape), numbers)
+    found = read_labels(tmp_path / f"out.{ending}")
+    assert np.array_equal(found.array, numbers)
+    assert np.allclose(found.affine, scan.affine, atol=1e-6)
+
+
 def test_channels_and_other_spaces_of_a_nrrd(tmp_path):
     array = np.random.default_rng(0).normal(size=(4, 5, 6, 2)).astype(np.float32)
     scan = read_scan(write_itk(tmp_path / "two.nrrd", itk_image(array, AFFINE, vector=True)))

@@ -13,12 +13,13 @@ import pytest
 from medcontext.data.check import check_dataset
 from medcontext.data.dataset import open_dataset
 from medcontext.data.plan import Normalisation, make_plan
+from medcontext.data.prepare import prepare_case, require_memory
 from medcontext.data.scan import Scan, read_scan
 from medcontext.errors import MedContextError
 from medcontext.inference.predict import predict_files
 from medcontext.inference.predictor import Predictor
 from medcontext.inference.scans import find_scans
-from medcontext.inference.unlike import KEY, remarks, require_memory, seen_in
+from medcontext.inference.unlike import KEY, remarks, seen_in
 from medcontext.progress import Progress
 from tests.conftest import write_nifti
 from tests.predicting import plan, write_model
@@ -145,7 +146,9 @@ def test_a_header_in_other_units_is_refused_before_memory_is_taken(tmp_path):
         require_memory(scan, plan())
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
-    assert "2.5e+03 x 700 x 700 mm" in error.value.found
+    with pytest.raises(MedContextError, match="too little memory"):
+        prepare_case(scan, None, plan())
+    assert "2500 x 700 x 700 mm" in error.value.found
     assert "75000 x 44800 x 29867 voxels" in error.value.expected
     path = write_nifti(tmp_path / "scans" / "wide.nii.gz", scan.array[0], scan.affine)
     failed = predict_files(Predictor.load(write_model(tmp_path / "run")), find_scans(path), tmp_path / "out").failed
@@ -159,17 +162,17 @@ def test_memory_for_all_copies_while_a_scan_is_prepared_is_asked_for(monkeypatch
     scan = scan_of(0, 900, (1, 1, 1), (60, 60, 60))
     made = plan(normalisation=normalisation, spacing=(0.5, 0.5, 0.5))
     taken = copies * 4 * 120**3
-    monkeypatch.setattr("medcontext.inference.unlike.free_memory", lambda _: 0.9 * taken)
+    monkeypatch.setattr("medcontext.data.prepare.free_memory", lambda _: 0.9 * taken)
     with pytest.raises(MedContextError, match="too little memory"):
         require_memory(scan, made)
-    monkeypatch.setattr("medcontext.inference.unlike.free_memory", lambda _: 1.2 * taken)
+    monkeypatch.setattr("medcontext.data.prepare.free_memory", lambda _: 1.2 * taken)
     require_memory(scan, made)
 
 
 def test_probabilities_that_memory_can_not_hold_are_refused(monkeypatch):
     """Those of 500 outputs for 24 x 24 x 24 voxels take 13.8 MB in half precision."""
     scan = scan_of(0, 900, (1, 1, 1.5), (24, 24, 24))
-    monkeypatch.setattr("medcontext.inference.unlike.free_memory", lambda _: 10e6)
+    monkeypatch.setattr("medcontext.data.prepare.free_memory", lambda _: 10e6)
     require_memory(scan, plan())
     with pytest.raises(MedContextError, match="too little memory") as error:
         require_memory(scan, plan(), 500)

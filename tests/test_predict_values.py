@@ -35,6 +35,18 @@ def test_probabilities_and_entropy_are_those_of_the_logits_in_the_place_of_the_s
         assert np.array_equal(nib.load(out / file.name).dataobj, labels)
 
 
+def test_what_is_gone_beside_a_label_map_is_made_again(scans, tmp_path):
+    predictor, out = Predictor.load(write_model(tmp_path / "run")), tmp_path / "out"
+    predict_files(predictor, find_scans(scans), out, probabilities=True, entropy=True)
+    gone = [out / "probabilities" / "scan_0.nii.gz", out / "entropy" / "scan_2.nii.gz"]
+    before = [file.read_bytes() for file in gone]
+    for file in gone:
+        file.unlink()
+    outcome = predict_files(predictor, find_scans(scans), out, probabilities=True, entropy=True)
+    assert (outcome.written, outcome.there) == (["scan_0", "scan_2"], ["scan_1"])
+    assert [file.read_bytes() for file in gone] == before
+
+
 def test_what_was_not_asked_for_is_not_written_and_asking_later_is_refused(scans, tmp_path):
     predictor, out = Predictor.load(write_model(tmp_path / "run")), tmp_path / "out"
     predict_files(predictor, find_scans(scans), out)

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 GIB = 2.0**30
+
+ROOT = Path("/")
+
+
+class _Group(NamedTuple):
+    """Where a version of control groups says what they may have, and what they have."""
+
+    folder: str
+    limit: str
+    used: str
+    cached: str
+
+
+GROUPS = {
+    "": _Group("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    "memory": _Group("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+"""Controller, as /proc/self/cgroup names it (none in version 2) -> the files of its groups."""
 
 
 def free_memory(device: str, processes: int = 1) -> float:
@@ -32,13 +52,29 @@ def at_once(needed: int) -> int:
 
 
 def _free_ram() -> float:
-    """Memory that Linux could give without swapping, within the limit of a container; elsewhere all there is."""
-    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    """What Linux could give without swapping, within the limits of containers and jobs; elsewhere all there is."""
+    meminfo = ROOT / "proc/meminfo"
     if not meminfo.is_file():
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     kib = next(line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-    free = float(kib) * 1024
-    if limit.is_file() and limit.read_text().strip().isdigit():
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        free = min(free, int(limit.read_text()) - used)
-    return max(free, 0.0)
+    return max(0.0, min([float(kib) * 1024, *_left_to_groups()]))
+
+
+def _left_to_groups() -> Iterator[float]:
+    """What the limit of each control group leaves that this process is in: its own, and those around that one.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html, https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
+    """
+    own = ROOT / "proc/self/cgroup"
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        kind = GROUPS.get("memory" if "memory" in controllers.split(",") else controllers)
+        if kind is None:
+            continue
+        inside = ROOT / kind.folder / path.lstrip("/")
+        for folder in (inside, *(each for each in inside.parents if each.is_relative_to(ROOT / kind.folder))):
+            limit, used = folder / kind.limit, folder / kind.used
+            if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
+                # What files are cached is given back when it is needed.
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                yield float(int(most) - int(used.read_text()) + int(stat.get(kind.cached, 0)))

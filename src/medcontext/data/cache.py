@@ -57,6 +57,8 @@ def cache_key(case: AnyCase, plan: Plan, digest: Callable[[Path], str] = content
     values = plan.to_dict()
     made_from = [digest(path) for path in _scans_of(case)]
     made_by = {name: values[name] for name in MADE_BY}
+    # Their order is that of the class indices, and keys are sorted below.
+    made_by["order"] = list(values["labels"]["names"])
     made = [FORMAT, made_by, made_from] if case.label else [FORMAT, made_by, made_from, "without a label"]
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:24]
 

@@ -100,9 +100,13 @@ def slice_files(folder: Path) -> Iterator[Path]:
                 continue
             if file.name.lower().endswith(ENDINGS):  # scans of other formats need not be opened to be told from slices
                 continue
-            with file.open("rb") as opened:
-                if opened.read(132)[128:] == b"DICM":
-                    yield file
+            try:
+                with file.open("rb") as opened:
+                    is_slice = opened.read(132)[128:] == b"DICM"
+            except PermissionError:
+                is_slice = True  # as far as anybody can tell; reading it says why not
+            if is_slice:
+                yield file
 
 
 def read_slice(file: Path, with_pixels: bool) -> Dataset:

@@ -76,7 +76,7 @@ def read_nifti(path: Path) -> Volume:
         _require_voxel_size(path, kind(start[: kind.sizeof_hdr], check=False))
         shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
         size = offset + _size(path, shape, dtype)
-        _require_memory(path, size)
+        _require_memory(path, size, dtype)
         data = _at_most(stream, size + 1, bytearray(start))
     _require_length(path, len(data), size)
     array: npt.NDArray[Any] = np.ndarray(shape, dtype, data, offset, order="F")
@@ -128,7 +128,7 @@ def read_nrrd(path: Path) -> Volume:
     source = fields.get("data file", fields.get("datafile"))
     beside = None if source is None else _beside(path, source)
     size = _size(path, shape, dtype)
-    _require_memory(beside or path, size)
+    _require_memory(beside or path, size, dtype)
     with (beside or path).open("rb") as file:
         file.seek(0 if beside else start)
         data = _at_most(file if encoding == "raw" else igzip.open(file), size + 1)
@@ -162,7 +162,7 @@ def read_metaimage(path: Path) -> Volume:
     size = _size(path, stored, dtype)
     source = fields["elementdatafile"]
     beside = None if source.lower() == "local" else _beside(path, source)
-    _require_memory(beside or path, size)
+    _require_memory(beside or path, size, dtype)
     with (beside or path).open("rb") as file:
         file.seek(max(0, int(fields.get("headersize", "0"))) if beside else start)
         if fields.get("compresseddata", "False").lower() == "true":
@@ -196,15 +196,18 @@ def _size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _require_memory(path: Path, size: int) -> None:
-    """Refuse voxels that the file may hold and the memory can't. A file too small for them is found out by reading."""
-    free = free_memory("cpu")
-    if free < size <= DEFLATE_MOST * path.stat().st_size:
+def _require_memory(path: Path, size: int, dtype: np.dtype[Any]) -> None:
+    """Refuse voxels that the file may hold and the memory can't, as they are stored and, beside that, as 4 bytes each.
+    A file too small for them is found out by reading."""
+    free, needed = free_memory("cpu"), size
+    if dtype != np.float32:
+        needed += size // dtype.itemsize * 4
+    if free < needed and size <= DEFLATE_MOST * path.stat().st_size:
         raise MedContextError(
             "There is too little memory to read this scan.",
             file=path,
             found=f"{free / GIB:.1f} GiB free",
-            expected=f"{size / GIB:,.1f} GiB, as its header declares",
+            expected=f"{needed / GIB:,.1f} GiB, by what its header declares",
             remedy="see whether the file is what it should be; if it is, end other programs, or cut it into parts",
         )
 

@@ -46,6 +46,12 @@ def unreadable(regions: Sequence[Region]) -> str | None:
         if around(written) != own:
             read = _names(around(written)) or "no region"
             return f"a voxel of {_names(own)} (label {number}) is written as {written}, which is of {read}"
+    for region in regions:
+        # A network may find a region and nothing of what is inside it, whether or not there is such a label.
+        number = region.written
+        if around(number)[-1:] != [region]:
+            found = _names(around(number)) or "no region"
+            return f"a voxel of {region.name} alone is written as {number}, which is of {found}"
     return None
 
 

@@ -47,6 +47,9 @@ VERY_ANISOTROPIC = 3.0
 of the data set: at the median, those of the finest scans would lose what they show. nnU-Net's rule (Isensee et al.
 2021)."""
 
+LEAST_SPREAD = 1e-3
+"""Standard deviation of labelled CT voxels, in HU, up to which they are taken to be of one value."""
+
 THIN = 10
 """Percentile of the slice spacings that stands for the thinnest."""
 
@@ -231,9 +234,14 @@ def _normalisation(report: CheckReport, fingerprint: Fingerprint) -> tuple[Norma
     laid_down = _protocol(report, "clip", 2)
     low, high = laid_down or (float(value) for value in np.percentile(values, (0.5, 99.5)))
     clipped = np.clip(values, low, high)
+    if not clipped.std() > LEAST_SPREAD:
+        if laid_down:
+            raise _wrong_protocol(report, f"clip = {list(laid_down)}, within which the labelled voxels don't differ",
+                                  "a window in which labelled voxels differ", "clip")  # fmt: skip
+        return Normalisation("case"), f"normalisation case: the labelled voxels of this CT have all one value, {low:g}"
     source = f"as the protocol of {report.dataset.name} lays down" if laid_down else "99 % of the labelled voxels"
     return (
-        Normalisation("ct", low, high, float(clipped.mean()), max(float(clipped.std()), 1e-6)),
+        Normalisation("ct", low, high, float(clipped.mean()), float(clipped.std())),
         f"normalisation ct: Hounsfield units mean the same in every case; clipped to {low:.0f}..{high:.0f}, {source}",
     )
 
@@ -247,14 +255,18 @@ def _protocol(report: CheckReport, key: str, count: int) -> tuple[float, ...] | 
     numbers = isinstance(found, Sequence) and len(found) == count and all(type(each) in (int, float) for each in found)
     possible = numbers and (min(found) > 0 if key == "spacing" else found[0] < found[-1]) and math.isfinite(sum(found))
     if not possible:
-        raise MedContextError(
-            "The protocol of this data set can't be used.",
-            file=report.dataset.root / FILE if report.dataset.root.is_dir() else report.dataset.root.parent / FILE,
-            found=f"protocol: {key} = {found}",
-            expected=expected,
-            remedy=f"correct {key} there, or remove it",
-        )
+        raise _wrong_protocol(report, f"{key} = {found}", expected, key)
     return tuple(float(each) for each in found)
+
+
+def _wrong_protocol(report: CheckReport, found: str, expected: str, key: str) -> MedContextError:
+    return MedContextError(
+        "The protocol of this data set can't be used.",
+        file=report.dataset.root / FILE if report.dataset.root.is_dir() else report.dataset.root.parent / FILE,
+        found=f"protocol: {found}",
+        expected=expected,
+        remedy=f"correct {key} there, or remove it",
+    )
 
 
 def _why_patch(patch: Size, median: Any, budget: Budget, multiple: int | None) -> str:

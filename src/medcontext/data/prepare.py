@@ -26,10 +26,14 @@ from medcontext.data.geometry import (
     resample_labels,
     resampled_size,
 )
-from medcontext.data.plan import Normalisation, Plan
+from medcontext.data.plan import Normalisation, Plan, listed
 from medcontext.data.scan import LabelMap, Scan
 from medcontext.data.stored import StoredArray, damaged, packed
 from medcontext.errors import MedContextError
+from medcontext.memory import GIB, free_memory
+
+COPIES = {"ct": 2.5, "case": 4.5}
+"""While a scan is prepared, so much of its size in the plan's grid is taken, by kind of normalisation; measured."""
 
 KEPT_PLACES = 5_000
 """Voxels of each class that patches may be centred on: enough to cover it, few enough to load at once."""
@@ -101,14 +105,44 @@ def prepare_case(scan: Scan, labels: LabelMap | None, plan: Plan) -> Prepared:
     The image is that of :func:`prepare_image`. Labels beyond it are left out, as nothing was measured there.
 
     Raises:
-        MedContextError: As :func:`prepare_image`.
+        MedContextError: As :func:`prepare_image` and :func:`require_memory`.
     """
+    require_memory(scan, plan)
     image, box = prepare_image(scan, plan)
     if labels is None:
         return Prepared(image, None, ())
     indices = reorient(plan.labels.to_indices(labels.array[box]), scan.affine, plan.orientation)
     label = resample_labels(indices.copy(), image.shape[1:])
     return Prepared(image, label, _places(label, plan.labels.classes))
+
+
+def require_memory(scan: Scan, plan: Plan, numbers: int = 0) -> None:
+    """Refuse a scan that can't be held in the plan's grid: a header in other units than mm makes it millions of times
+    larger; or whose maps can't be held in its own.
+
+    Args:
+        scan: As it was read.
+        plan: Of the network.
+        numbers: For each voxel of the scan, how many are made beside its label, in half precision.
+
+    Raises:
+        MedContextError: It takes more memory than is free.
+    """
+    size = planned_size(scan, plan)
+    maps = (4.0 + 2 * numbers) * np.prod(scan.array.shape[1:], dtype=np.float64)
+    needed = 4.0 * COPIES[plan.normalisation.kind] * plan.channels * np.prod(size, dtype=np.float64) + maps
+    free = free_memory("cpu")
+    if needed > free:
+        raise MedContextError(
+            "There is too little memory for this scan at the plan's spacing.",
+            file=scan.path,
+            found=f"{free / GIB:.1f} GiB free; {listed(scan.array.shape[1:])} voxels of "
+            f"{listed(np.round(reoriented_spacing(scan.affine, plan.orientation), 3))} mm",
+            expected=f"more than {needed / GIB:,.0f} GiB, for {listed(size)} voxels of {listed(plan.spacing)} mm"
+            f" and {maps / GIB:,.0f} GiB of maps like the scan",
+            remedy="see whether the header is in millimetres; if it is right, cut the scan into parts"
+            + (", or ask for no probabilities" if numbers else ""),
+        )
 
 
 def planned_size(scan: Scan, plan: Plan) -> Size:

@@ -59,8 +59,11 @@ def case_name(path: Path) -> str:
 
 
 def is_series(folder: Path) -> bool:
-    """Whether a path is a folder with DICOM slices directly in it."""
-    return folder.is_dir() and next(slice_files(folder), None) is not None
+    """Whether a path is a folder with DICOM slices directly in it; one that may not be looked into is none."""
+    try:
+        return folder.is_dir() and next(slice_files(folder), None) is not None
+    except PermissionError:
+        return False
 
 
 def scan_files(folder: Path) -> dict[str, Path]:
@@ -73,11 +76,11 @@ def scan_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise MedContextError("There is no such folder.", file=folder, remedy="check the path")
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         # A link to what isn't there is a scan that can't be read, and no folder with one scan less.
         there = path.is_file() or (path.is_symlink() and not path.exists())
         readable = is_series(path) or (there and path.name.lower().endswith(ENDINGS))
-        if path.name.startswith(".") or not readable:
+        if not readable:
             continue
         name = case_name(path)
         if name in found:
@@ -120,11 +123,19 @@ def read_scan(*paths: Path) -> Scan:
         if volume.array.ndim not in (3, 4) or (len(paths) > 1 and volume.array.ndim != 3):
             raise _wrong_dimensions(path, volume.array.shape, expected)
         _require_same_grid(path, volume, first, volumes[0])
-    if len(paths) > 1:
-        array = np.stack([volume.array.astype(np.float32) for volume in volumes])
-    else:
-        array = volumes[0].array.astype(np.float32, order="F", copy=False)
-        array = np.moveaxis(array[..., None] if array.ndim == 3 else array, -1, 0)
+    try:
+        if len(paths) > 1:
+            array = np.stack([volume.array.astype(np.float32) for volume in volumes])
+        else:
+            array = volumes[0].array.astype(np.float32, order="F", copy=False)
+            array = np.moveaxis(array[..., None] if array.ndim == 3 else array, -1, 0)
+    except MemoryError:
+        raise MedContextError(
+            "There is too little memory to read this scan.",
+            file=first,
+            found=f"{len(paths)} file(s) of shape {volumes[0].array.shape}",
+            remedy="end other programs, or cut the scan into parts",
+        ) from None
     return Scan(first, array, affine, volumes[0].header)
 
 

@@ -58,6 +58,8 @@ def write_nifti(path: Path, array: npt.NDArray[Any], affine: Numbers, header: An
         header.set_xyzt_units("mm")
     else:
         header = header.copy()
+        # Of several channels: label maps of vectors are none for ITK.
+        header.set_intent("none")
     header.set_data_shape(array.shape)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0
@@ -132,11 +134,12 @@ def _place(scan: Path, affine: Numbers) -> tuple[Numbers, Numbers, Numbers]:
             pass
         else:
             n = reader.GetDimension()
-            found = (
-                np.reshape(reader.GetDirection(), (n, n)),
-                np.array(reader.GetSpacing()),
-                np.array(reader.GetOrigin()),
-            )
+            if n >= 3:  # a single slice of several channels has 2 for ITK
+                found = (
+                    np.reshape(reader.GetDirection(), (n, n)),
+                    np.array(reader.GetSpacing()),
+                    np.array(reader.GetOrigin()),
+                )
     if found is not None:
         direction, spacing, origin = found
         return direction[:3, :3], spacing[:3], origin[:3]

@@ -23,6 +23,10 @@ MADE_FROM = ".made-from"
 """Folder with a file for each label map that says what its scan held; machines could not share one for all."""
 
 
+BESIDE = ("probabilities", "entropy")
+"""What may be asked for beside label maps; each has a folder of its own."""
+
+
 class PredictionFolder:
     """A folder of predictions, which several machines may write to at once.
 
@@ -40,6 +44,7 @@ class PredictionFolder:
         self.path = path
         self._kind = kind
         self._made_by = dict(made_by)
+        self._beside = [kind for kind in BESIDE if made_by.get(kind)]
         self._record = path / RECORD
         part = "" if shard is None else f"-{shard.replace('/', '-of-')}"
         self.summary = path / f"summary{part}.json"
@@ -50,6 +55,10 @@ class PredictionFolder:
     def file(self, name: str, scan: Path) -> Path:
         """Where the label map of a scan goes."""
         return self.path / f"{name}{ending_for(self._kind, scan)}"
+
+    def beside(self, name: str, values: str) -> Path:
+        """Where the values of a scan go that are asked for beside its label map, a kind of :data:`BESIDE`."""
+        return self.path / values / f"{name}.nii.gz"
 
     def open(self, scans: Scans, *, redo: bool, maps: int = 1) -> list[str]:
         """Make the folder ready to be written to; nothing in it is lost.
@@ -69,13 +78,13 @@ class PredictionFolder:
         files = {name: self.file(name, paths[0]) for name, paths in scans.items()}
         self._require_own_place(scans)
         recorded = self._recorded()
-        in_the_way = [file.name for file in files.values() if file.exists()]
-        if in_the_way and recorded is None:
+        in_the_way = self._in_the_way(files, predicted=recorded is not None)
+        if in_the_way and not (redo and recorded is not None):
             raise MedContextError(
                 "This folder holds files that are no predictions and would be written over.",
                 file=self.path,
-                found=f"{in_the_way[0]} and {len(in_the_way) - 1} more",
-                remedy="choose another folder",
+                found=f"{in_the_way[0].relative_to(self.path)} and {len(in_the_way) - 1} more",
+                remedy="choose another folder" + ("" if recorded is None else ", or make all anew with --replace"),
             )
         made_by = (recorded or {}).get("made_by")
         if recorded is not None and recorded.get("format", self._kind) != self._kind:
@@ -103,8 +112,9 @@ class PredictionFolder:
             self._scans, self._states = scans, {name: _states(paths) for name, paths in scans.items()}
             done = [name for name, file in files.items() if self._up_to_date(name, file)]
             for name in files.keys() - set(done):
-                # What is killed before it notes the new one must not leave the note of the old one.
-                self._made_from(name).unlink(missing_ok=True)
+                # What is killed before it notes the new one must not leave the note of the old one; and a label map
+                # without any note is not of our making.
+                write_json(self._made_from(name), None)
         except OSError as error:
             raise unwritable(self.path, error) from error
         self._require_room([path for name, paths in scans.items() if name not in done for path in paths], maps)
@@ -138,8 +148,16 @@ class PredictionFolder:
             return {}
         return found if isinstance(found, dict) else {}
 
+    def _in_the_way(self, files: Mapping[str, Path], *, predicted: bool) -> list[Path]:
+        """What would be written over and was not written by us, in a folder with predictions or without."""
+        if predicted:
+            return [file for name, file in files.items() if file.exists() and not self._made_from(name).exists()]
+        every = [self.summary, *files.values(), *(self.beside(name, kind) for name in files for kind in self._beside)]
+        return [file for file in every if file.exists()]
+
     def _up_to_date(self, name: str, file: Path) -> bool:
-        if not file.is_file() or file.stat().st_mtime < self._record.stat().st_mtime:
+        written = [file, *(self.beside(name, kind) for kind in self._beside)]
+        if not all(each.is_file() for each in written) or file.stat().st_mtime < self._record.stat().st_mtime:
             return False
         try:
             made_from = read_json(self._made_from(name))

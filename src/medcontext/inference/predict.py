@@ -150,9 +150,9 @@ class _Log:
         try:
             # The label map comes last: where it is, everything is.
             if len(made.maps.probabilities):
-                write_values(file.parent / "probabilities" / f"{made.name}.nii.gz", made.maps.probabilities, made.scan)
+                write_values(self._folder.beside(made.name, "probabilities"), made.maps.probabilities, made.scan)
             if made.maps.entropy is not None:
-                write_values(file.parent / "entropy" / f"{made.name}.nii.gz", made.maps.entropy[None], made.scan)
+                write_values(self._folder.beside(made.name, "entropy"), made.maps.entropy[None], made.scan)
             write_prediction(file, made.labels, made.scan, predictor.plan.labels)
         except MedContextError as error:
             self.failed(made.name, error)

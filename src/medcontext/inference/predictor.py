@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medcontext.data.prepare import prepare_image
+from medcontext.data.prepare import prepare_image, require_memory
 from medcontext.data.scan import Scan, read_scan, spans_space
 from medcontext.errors import MedContextError
 from medcontext.inference.ahead import one_ahead
@@ -22,7 +22,7 @@ from medcontext.inference.native import NativeMaps, to_native
 from medcontext.inference.postprocess import postprocess, shared_rules, voxel_ml
 from medcontext.inference.scans import Scans
 from medcontext.inference.sliding import sliding_slabs
-from medcontext.inference.unlike import remarks, require_memory
+from medcontext.inference.unlike import remarks
 
 
 class Prediction(NamedTuple):

@@ -14,7 +14,6 @@ from medcontext.data.plan import Plan, listed
 from medcontext.data.prepare import planned_size
 from medcontext.data.scan import Scan
 from medcontext.errors import MedContextError
-from medcontext.memory import GIB, free_memory
 
 KEY = "seen"
 """Of what the training scans were like, among what a model file says beside its weights."""
@@ -31,10 +30,6 @@ PATCH_FILLED = 0.25
 
 NARROW = 0.1
 """Hounsfield units that span less than this share of what every training scan spans are normalised ones."""
-
-
-COPIES = {"ct": 2.5, "case": 4.5}
-"""While a scan is prepared, so much of its size in the plan's grid is taken, by kind of normalisation; measured."""
 
 
 def seen_in(facts: Iterable[CaseFacts], plan: Plan) -> dict[str, Any]:
@@ -73,35 +68,6 @@ def remarks(scan: Scan, plan: Plan, about: Mapping[str, Any]) -> tuple[MedContex
         found += _spacing_remarks(scan, plan, seen["spacing"])
         found += _intensity_remarks(scan, seen["intensities"], plan.normalisation.kind == "ct")
     return (*found, *_size_remarks(scan, plan))
-
-
-def require_memory(scan: Scan, plan: Plan, numbers: int = 0) -> None:
-    """Refuse a scan that can't be held in the plan's grid: a header in other units than mm makes it millions of times
-    larger; or whose maps can't be held in its own.
-
-    Args:
-        scan: As it was read.
-        plan: Of the network.
-        numbers: For each voxel of the scan, how many are made beside its label, in half precision.
-
-    Raises:
-        MedContextError: It takes more memory than is free.
-    """
-    size = planned_size(scan, plan)
-    maps = (4.0 + 2 * numbers) * np.prod(scan.array.shape[1:], dtype=np.float64)
-    needed = 4.0 * COPIES[plan.normalisation.kind] * plan.channels * np.prod(size, dtype=np.float64) + maps
-    free = free_memory("cpu")
-    if needed > free:
-        raise MedContextError(
-            "There is too little memory for this scan at the network's spacing.",
-            file=scan.path,
-            found=f"{free / GIB:.1f} GiB free; {listed(scan.array.shape[1:])} voxels of "
-            f"{_sizes(reoriented_spacing(scan.affine, plan.orientation))} mm",
-            expected=f"more than {needed / GIB:,.0f} GiB, for {listed(size)} voxels of {_sizes(plan.spacing)} mm"
-            f" and {maps / GIB:,.0f} GiB of maps like the scan",
-            remedy="see whether the header is in millimetres; if it is right, cut the scan into parts"
-            + (", or ask for no probabilities" if numbers else ""),
-        )
 
 
 def _spacing_remarks(scan: Scan, plan: Plan, seen: Mapping[str, Sequence[float]]) -> list[MedContextError]:
