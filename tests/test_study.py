@@ -451,6 +451,9 @@ def test_an_arm_is_at_its_end_if_its_last_quarter_gained_little():
     assert in_words(found["stopped"]) == "stopped: not known, a run was stopped before the last quarter"
     assert convergence_figure(list(found.values())) == convergence_figure(list(found.values()))
     assert convergence_figure([found["never"]]) is None
+    many = [{**found["level"], "levels": {"arm": f"arm-{k}"}} for k in range(25)]
+    assert convergence_figure(many[:24]) is not None
+    assert convergence_figure(many) is None, "no two arms look the same"
 
 
 def made_up_scores(source: Path, path: Path, dices: dict[str, float]) -> RunFolder:

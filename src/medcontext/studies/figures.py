@@ -49,7 +49,8 @@ def convergence_figure(arms: Sequence[Mapping[str, Any]]) -> str | None:
         arms: As :func:`medcontext.studies.convergence.convergence` returns them.
 
     Returns:
-        An SVG, the same for the same arms; None where nothing was validated.
+        An SVG, the same for the same arms; None where nothing was validated, or there are more arms than ways to draw
+        a curve.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -59,9 +60,9 @@ def convergence_figure(arms: Sequence[Mapping[str, Any]]) -> str | None:
         if arm["steps"]:
             name = " / ".join(level for factor, level in arm["levels"].items() if factor != "arm")
             panels.setdefault(name, []).append(arm)
-    if not panels:
-        return None
     names = list(dict.fromkeys(arm["levels"]["arm"] for arm in arms))
+    if not panels or len(names) > len(COLOURS) * len(DASHES):
+        return None
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
     height = 2.6 * rows + 0.25 * math.ceil(len(names) / 3)

@@ -109,6 +109,9 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         f"{study.name}-convergence.svg": convergence_figure(found["convergence"]),
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    for name in figures.keys() - drawn.keys():
+        # It would show what there was before.
+        (results / name).unlink(missing_ok=True)
     for name, figure in drawn.items():
         write_text(results / name, figure)
     write_text(results / f"{study.name}.md", results_page(found, figures=drawn))
