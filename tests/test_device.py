@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from medcontext.errors import MedContextError
 from medcontext.training import device
+from medcontext.training.distribution import device_of
 
 
 def test_a_device_that_is_not_there_is_refused():
     assert device.choose_device("cpu") == "cpu"
     with pytest.raises(MedContextError, match="no such device"):
         device.choose_device("cuda:99")
+
+
+def test_there_is_one_mps_whatever_fabric_calls_it(monkeypatch):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert [device.choose_device(asked) for asked in ("mps", "mps:0")] == ["mps", "mps"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert device.choose_device("auto") == "mps"
+    for name, expected in (("mps:0", "mps"), ("cuda:1", "cuda:1"), ("cpu", "cpu")):
+        assert device_of(SimpleNamespace(device=torch.device(name))) == expected
 
 
 def test_precision_is_as_asked_or_as_the_hardware_has_it(monkeypatch):

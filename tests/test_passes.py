@@ -98,6 +98,31 @@ def test_consistency_on_the_finest_head_or_on_all(deep, changes):
     assert (losses[0] != pytest.approx(losses[1])) is changes
 
 
+class DeepInTraining(Heads):
+    """As many networks are written: several heads in training, the finest alone in evaluation."""
+
+    def forward(self, image):
+        outputs = super().forward(image)
+        return outputs if self.training else outputs[0]
+
+
+def test_a_network_may_have_its_deep_heads_in_training_alone():
+    losses = {}
+    for kind in (Heads, DeepInTraining):
+        student = network(2)
+        student.__class__ = kind
+        method = MedContext(student, SMALL, total_steps=10)
+        terms = method(*batch())
+        terms["total"].backward()
+        losses[kind] = [terms[name].item() for name in ("clean", "masked", "consistency", "total")]
+        assert all(parameter.grad is not None for parameter in student.parameters())
+    assert losses[DeepInTraining] == losses[Heads]
+    method = MedContext(student, replace(SMALL, deep_consistency=True), total_steps=10)
+    with pytest.raises(MedContextError, match="heads") as error:
+        method(*batch())
+    assert error.value.found == "2 in training, 1 in evaluation"
+
+
 def test_samples_without_a_label_take_part_through_consistency_alone():
     image, label = batch(3)
     label[1] = 99

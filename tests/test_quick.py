@@ -26,6 +26,7 @@ from medcontext.method.diagnostics import dice_of, hard_dice, overlap
 from medcontext.networks.registry import network_spec
 from medcontext.training import quick
 from medcontext.training.config import TrainConfig
+from medcontext.training.logs import RunLogs
 from medcontext.training.quick import BATCHES, QuickValidation, validation_steps
 from medcontext.training.run import RunFolder
 from medcontext.training.train import train
@@ -193,6 +194,23 @@ def test_one_that_failed_is_done_once_the_run_goes_on(trained, tiny, settings, t
     train(tiny, run.path, settings, resume=True)
     assert run.finished
     assert rows(run) == rows(trained)
+    assert same(run, trained)
+
+
+def test_a_picture_that_failed_does_not_have_its_validation_counted_twice(
+    trained, tiny, settings, tmp_path, monkeypatch
+):
+    def failing(self, pixels, step):
+        raise OSError("as if the disk were full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunLogs, "picture", failing)
+        with pytest.raises(OSError, match="as if"):
+            train(tiny, tmp_path / "run", settings)
+    run = RunFolder(tmp_path / "run")
+    assert len(rows(run, "validation")) == 1
+    train(tiny, run.path, settings, resume=True)
+    assert rows(run, "validation") == rows(trained, "validation")
     assert same(run, trained)
 
 

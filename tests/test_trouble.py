@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import traceback
 
 import pytest
@@ -52,6 +53,18 @@ def test_memory_that_does_not_suffice_names_what_to_lower(error, tiny, settings,
     assert all(option in said.value.remedy for option in ("--patch", "--batch-size", "--resume"))
     assert said.value.__cause__ is error
     assert load_tensors(RunFolder(tmp_path / "run").last)["method"]["step"] == 3
+
+
+def test_a_deterministic_training_after_other_work_on_cuda_says_what_to_set(tiny, settings, tmp_path, monkeypatch):
+    def fails(training, batch):
+        raise RuntimeError("Deterministic behavior was enabled, but cuBLAS ... CUBLAS_WORKSPACE_CONFIG=:4096:8 ...")
+
+    monkeypatch.setattr(loop, "train_step", fails)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(MedContextError) as said:
+        train(tiny, tmp_path / "run", dataclasses.replace(settings, deterministic=True))
+    assert "CUBLAS_WORKSPACE_CONFIG=:4096:8" in said.value.remedy
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8", "from before anything is timed"
 
 
 def test_an_error_of_a_worker_comes_with_its_own_traceback(tiny, settings, tmp_path, monkeypatch):

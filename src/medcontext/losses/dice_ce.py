@@ -78,8 +78,9 @@ class _DiceCE(torch.autograd.Function):
         a, c = torch.zeros_like(size), torch.zeros_like(size)
         a[:, counted] = (-2 / size / dice.numel())[:, counted]
         c[:, counted] = (numerator / size**2 / dice.numel())[:, counted]
-        voxels = (target >= 0).sum().clamp_min(1) if ignoring else torch.tensor(target.numel())
-        ctx.save_for_backward(logits, target, a, c, 1 / voxels.to(a))
+        # As a number where it is known: a tensor would be copied to the device, for which everything waits.
+        voxels = (target >= 0).sum().clamp_min(1) if ignoring else target.numel()
+        ctx.save_for_backward(logits, target, a, c, a.new_ones(()) / voxels)
         ctx.squared, ctx.ignoring = squared, ignoring
         loss: Tensor = 1 - dice.mean() + cross_entropy / voxels
         return loss

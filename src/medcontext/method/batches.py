@@ -57,3 +57,40 @@ def heads_of(outputs: Outputs) -> list[Tensor]:
 def finest_of(outputs: Outputs) -> Tensor:
     """The logits of the finest head."""
     return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+def compared_heads(masked: Outputs, target: Outputs, *, deep: bool) -> list[tuple[Tensor, Tensor]]:
+    """The student's and the teacher's logits of each head that is compared: the finest, or all of them.
+
+    Raises:
+        MedContextError: All are asked for, and a network gives others in training than in evaluation, as the teacher's.
+    """
+    if not deep:
+        return [(finest_of(masked), finest_of(target))]
+    student, teacher = heads_of(masked), heads_of(target)
+    if len(student) != len(teacher):
+        raise MedContextError(
+            "The heads of student and teacher can't be compared.",
+            found=f"{len(student)} in training, {len(teacher)} in evaluation",
+            expected="as many in both",
+            remedy="leave out deep_consistency, or let the network give all its heads in evaluation as well",
+        )
+    return list(zip(student, teacher, strict=True))
+
+
+def own_part(drawn: Tensor, image: Tensor, known: int | None, part: int, parts: int) -> Tensor:
+    """Of what was drawn, on the CPU, for the batch of all processes: what is of this one's image, on its device.
+
+    Args:
+        drawn: For the labelled samples of all processes, which come first, and for the others.
+        image: This process's samples.
+        known: How many of these are labelled; None: all.
+        part: Which process this is.
+        parts: Of how many.
+    """
+    if parts > 1:
+        groups = drawn.tensor_split([(len(image) if known is None else known) * parts])
+        drawn = torch.cat([group.chunk(parts)[part] for group in groups if len(group)])
+    # On CUDA nothing waits for the copy; on MPS one that nothing waits for may read memory that is given back by then
+    # (https://github.com/pytorch/pytorch/issues/139550).
+    return drawn.to(image.device, non_blocking=image.device.type == "cuda")

@@ -14,7 +14,16 @@ from medcontext.errors import MedContextError, require
 from medcontext.losses.dice_ce import by_halves, dice_ce, dice_ce_squared, nearest, over_heads
 from medcontext.losses.regions import dice_bce
 from medcontext.method import diagnostics
-from medcontext.method.batches import Outputs, finest_of, heads_of, labelled_places, require_fitting, rows_of
+from medcontext.method.batches import (
+    Outputs,
+    compared_heads,
+    finest_of,
+    heads_of,
+    labelled_places,
+    own_part,
+    require_fitting,
+    rows_of,
+)
 from medcontext.method.consistency import consistency
 from medcontext.method.hiding import Student
 from medcontext.method.masking import draw_mask, mask_grid, mask_to_voxels, volume_size
@@ -210,14 +219,13 @@ class MedContext:
         if target is None:
             return terms
         hidden = mask_to_voxels(mask, self.config.hidden_patch, volume_size(finest_of(masked)))
-        heads = list(zip(heads_of(masked), heads_of(target), strict=True))
-        compared = heads if self.config.deep_consistency else heads[:1]
+        compared = compared_heads(masked, target, deep=self.config.deep_consistency)
         regions = self._membership is not None
         each = [consistency(self.config, z_m, z_t, nearest(hidden, z_m.shape[2:]), regions) for z_m, z_t in compared]
         term = by_halves(each)
         if not terms:
             # Heads that no term looks at get a gradient of zero: DDP waits for one of every parameter.
-            term = term + sum(0 * z_m.flatten()[0] for z_m, _ in heads[len(compared) :])
+            term = term + sum(0 * z_m.flatten()[0] for z_m in heads_of(masked)[len(compared) :])
         return terms | {"consistency": term}
 
     def _as_one_batch(
@@ -243,17 +251,7 @@ class MedContext:
         if self.config.fill != "noise":
             return None
         drawn = torch.randn(len(image) * self._parts, *image.shape[1:], generator=self._generator)
-        return self._own_part(drawn, known).to(image.device, non_blocking=True)
-
-    def _own_part(self, drawn: Tensor, known: int | None) -> Tensor:
-        """Of what was drawn for the batch of all processes: of its labelled samples, which come first, and of the
-        others."""
-        if self._parts == 1:
-            return drawn
-        size = len(drawn) // self._parts
-        known = size if known is None else known
-        groups = drawn.tensor_split([known * self._parts])
-        return torch.cat([group.chunk(self._parts)[self._part] for group in groups if len(group)])
+        return own_part(drawn, image, known, self._part, self._parts)
 
     def draw_mask(self, image: Tensor, known: Sequence[int] | None = None) -> Tensor:
         """The next mask ``(B, *grid)`` for a batch like ``image``, on its device.
@@ -271,7 +269,7 @@ class MedContext:
             seen = torch.rand(len(places), generator=self._generator) >= chance
             drawn = drawn.clone()
             drawn[places[seen]] = False
-        return self._own_part(drawn, len(known)).to(image.device, non_blocking=True)
+        return own_part(drawn, image, len(known), self._part, self._parts)
 
     def after_step(self) -> None:
         """To be called after every optimiser step: moves the teacher after the student."""

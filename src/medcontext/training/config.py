@@ -75,7 +75,7 @@ class TrainConfig:
     """The largest; None: the network's for AdamW, 0.01 for SGD."""
 
     weight_decay: float | None = None
-    """Norms, biases and mask tokens are left out; None: 0.01 for AdamW, 0.00003 for SGD."""
+    """What has one axis, as norms, most biases and mask tokens, is left out; None: 0.01 for AdamW, 0.00003 for SGD."""
 
     gradient_clip: float = 5.0
     """Largest norm of the gradient; longer ones are shortened to it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +32,8 @@ def choose_device(asked: str) -> str:
         return there[0]
     if asked == "cuda" and there[0].startswith("cuda"):
         return there[0]
+    if asked == "mps:0":  # as runs stored it once
+        asked = "mps"
     if asked not in there:
         raise MedContextError("There is no such device here.", found=asked, expected=" or ".join(["auto", *there]))
     return asked
@@ -64,8 +65,6 @@ def deterministic(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    # Has to be set before cuBLAS is first used.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     cudnn = torch.backends.cudnn
     before = torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark
     torch.use_deterministic_algorithms(True)

@@ -42,6 +42,9 @@ def launch(config: TrainConfig) -> Fabric:
     Raises:
         MedContextError: There are not so many devices, or the launcher was told otherwise.
     """
+    if config.deterministic:
+        # cuBLAS reads it once, when it is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     device, devices, nodes = choose_device(config.device), config.devices, config.num_nodes
     if TorchElasticEnvironment.detect():
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -51,6 +54,9 @@ def launch(config: TrainConfig) -> Fabric:
     kind, _, index = device.partition(":")
     if devices * nodes == 1:
         alone: Any = [int(index)] if kind == "cuda" else 1
+        if kind == "cuda":
+            # What is asked of CUDA without naming a device, as whether it has bf16, is asked of this one.
+            torch.cuda.set_device(int(index))
         return Fabric(accelerator=kind, devices=alone)
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, devices)
     if devices > there:
@@ -210,6 +216,11 @@ def set_up(fabric: Fabric, method: MedContext) -> None:
         module.no_sync = no_sync  # type: ignore[assignment]
 
 
+def device_of(fabric: Fabric) -> str:
+    """The device's name, as :func:`~medcontext.training.device.choose_device` has it: there is one ``mps``."""
+    return "mps" if fabric.device.type == "mps" else str(fabric.device)
+
+
 def follow_first(fabric: Fabric, buffers: Sequence[Tensor]) -> None:
     """Take the buffers of the first process where processes may have come to different ones."""
     if fabric.world_size > 1 and fabric.device.type == "cpu":
@@ -221,9 +232,7 @@ def any_of(fabric: Fabric, flag: Tensor) -> Tensor:
     """Whether a scalar is true in any process; nothing waits for the device."""
     if fabric.world_size == 1:
         return flag
-    count = fabric.all_reduce(flag.float(), reduce_op="sum")
-    assert isinstance(count, Tensor)
-    return count > 0
+    return _summed(flag.float()) > 0
 
 
 def mean_of(fabric: Fabric, values: Tensor) -> Tensor:
@@ -231,10 +240,14 @@ def mean_of(fabric: Fabric, values: Tensor) -> Tensor:
     if fabric.world_size == 1:
         return values
     known = ~values.isnan()
-    sums = fabric.all_reduce(torch.stack([values.where(known, 0.0), known.float()]), reduce_op="sum")
-    assert isinstance(sums, Tensor)
-    mean: Tensor = sums[0] / sums[1]
-    return mean
+    total, count = _summed(torch.stack([values.where(known, 0.0), known.float()])).unbind()
+    return total / count
+
+
+def _summed(values: Tensor) -> Tensor:
+    """Over the processes. Fabric's own sum has a barrier before it, at which the processor waits for the device."""
+    torch.distributed.all_reduce(values)
+    return values
 
 
 def of_all(fabric: Fabric, own: dict[str, Result]) -> dict[str, Result]:

@@ -30,4 +30,11 @@ def explained(error: Exception, training: Training) -> MedContextError | None:
             found=text.splitlines()[0],
             remedy="leave deterministic out: runs then agree to rounding; or take another network, or the CPU",
         )
+    if "CUBLAS_WORKSPACE_CONFIG" in text:
+        return MedContextError(
+            "CUDA was used in this process before a deterministic training was asked for.",
+            file=training.run.path,
+            found=text.splitlines()[0],
+            remedy="set CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment before Python starts",
+        )
     return None

@@ -175,14 +175,16 @@ def _validate(training: Training, overlay: PatchOverlay | None) -> None:
         about = training.about | {"step": training.step, "which": chosen, "validation_dice": known.get(chosen)}
         weights = training.weights(chosen)
         first_does(training.fabric, lambda: save_model(training.run.best, weights, training.plan, about))
-    # Noted once the model is written: a run that fails to is resumed with this validation.
-    training.stale = 0 if better else training.stale + 1
-    if better:
-        training.best = known.get(chosen, training.best)
     if training.validation:
         row = {f"dice/{name}": score for name, score in known.items()}
         training.log({"kind": "validation", "step": training.step, **row})
         training.latest |= row
+    # Noted once the model and the row are written: a run that fails to is resumed with this validation. What fails
+    # from here on, as the picture may, must not have it counted twice.
+    training.stale = 0 if better else training.stale + 1
+    if better:
+        training.best = known.get(chosen, training.best)
+    training.validated = training.step
     with training.autocast(), gathered(*networks.values()):
         if training.logs is not None and overlay is not None:
             training.logs.picture(overlay(networks["student"], networks.get("teacher")), training.step)

@@ -38,7 +38,7 @@ def make_optimizer(module: nn.Module, optimizer: OptimizerName, weight_decay: fl
     Args:
         module: To learn.
         optimizer: Which.
-        weight_decay: On matrices and kernels only, not on norms, biases or mask tokens; None: the optimiser's own.
+        weight_decay: On what has two axes or more, not on norms, most biases or mask tokens; None: the optimiser's own.
     """
     if weight_decay is None:
         weight_decay = WEIGHT_DECAY[optimizer]

@@ -25,7 +25,7 @@ from medcontext.progress import Progress
 from medcontext.training.budget import seconds_in
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import bf16_gradients_hold, choose_precision
-from medcontext.training.distribution import is_sharded, processes_here, require_equal_shares
+from medcontext.training.distribution import device_of, is_sharded, processes_here, require_equal_shares
 from medcontext.training.estimate import gpu_memory_gib, sharded_memory, step_memory
 from medcontext.training.pretraining import of_equal_cost
 from medcontext.training.schedule import SGD_RATE, WEIGHT_DECAY
@@ -74,7 +74,7 @@ def possible(report: CheckReport, config: TrainConfig, fabric: Fabric, progress:
     require_clean(report)
     _require_one_end(config)
     require_loggers(config.loggers)
-    plan = plan_for(report, config, str(fabric.device))
+    plan = plan_for(report, config, device_of(fabric))
     progress.say("\n".join(f"- {reason}" for reason in plan.reasons))
     require_shares(config, plan, fabric)
     resolved = tried(*own_share(config, plan, fabric), fabric, progress)
@@ -192,7 +192,7 @@ def tried(config: TrainConfig, plan: Plan, fabric: Fabric, progress: Progress) -
     Raises:
         MedContextError: The method can't hide anything from this network at this patch, or memory does not suffice.
     """
-    device, processes = str(fabric.device), processes_here(fabric)
+    device, processes = device_of(fabric), processes_here(fabric)
     resolved = resolve(config, plan, device)
     network = build(resolved, plan)
     method = resolved.method_config()

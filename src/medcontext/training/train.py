@@ -39,6 +39,7 @@ from medcontext.training.config import TrainConfig
 from medcontext.training.device import autocast, deterministic, make_scaler
 from medcontext.training.distribution import (
     PREPARING,
+    device_of,
     ending_together,
     first_does,
     launch,
@@ -221,7 +222,7 @@ def _build(
     run: RunFolder, begun: _Begun, fabric: Fabric, batches: PatchBatches, progress: Progress, pretrains: bool
 ) -> Training:
     """Network, method and optimiser on their device."""
-    config, plan, split, device = begun.config, begun.plan, begun.split, str(fabric.device)
+    config, plan, split, device = begun.config, begun.plan, begun.split, device_of(fabric)
     spec = network_spec(config.network)
     network = build(config, plan, pretraining_outputs(plan) if pretrains else None)
     weights = run.pretraining.best if config.pretrain_steps else config.pretrained
