@@ -17,8 +17,10 @@ import yaml
 
 from medcontext.cli.main import main
 from medcontext.inference.model import load_model
+from medcontext.method.presets import PRESETS
 from medcontext.networks import registry
-from medcontext.training.run import RunFolder
+from medcontext.training.config import TrainConfig
+from medcontext.training.run import RunFolder, plain
 from tests.test_train import NETWORK
 
 
@@ -166,6 +168,52 @@ def test_every_setting_can_be_printed_set_and_read_back(tmp_path, capsys):
     assert read["seed"] == 5
     ours = printed_config(capsys)
     assert ours["method"]["mask"] == "random"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "preset"),
+    [
+        (["--preset", "supervised"], "supervised"),
+        (["--preset=supervised"], "supervised"),
+        (["--config", "official.yaml"], "official"),
+        (["--config=official.yaml"], "official"),
+        (["--config", "preset: official"], "official"),
+        (["--config", "official.yaml", "--config", "seed.yaml"], "official"),
+        (["--config", "official.yaml", "--preset", "supervised"], "supervised"),
+        (["--preset", "supervised", "--config", "official.yaml"], "supervised"),
+        (["--preset", "supervised", "--config", "seed.yaml"], "supervised"),
+        (["--config", "official.yaml", "--config", "preset: paper"], "paper"),
+    ],
+)
+def test_the_method_is_that_of_the_preset_however_it_is_asked_for(arguments, preset, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("official.yaml").write_text("preset: official\n")
+    Path("seed.yaml").write_text("seed: 5\n")
+    config = printed_config(capsys, *arguments)
+    assert config["preset"] == preset
+    assert config["method"] == plain(TrainConfig(method=PRESETS[preset]))["method"]
+    assert config["seed"] == (5 if "seed.yaml" in arguments else 0)
+
+
+def test_a_method_is_not_trained_under_the_name_of_another_preset(tmp_path, capsys):
+    full = tmp_path / "full.yaml"
+    full.write_text(yaml.safe_dump(printed_config(capsys)))
+    assert run("train", "data", "--out", "run", "--config", full, "--preset", "supervised", "--print_config") == 2
+    assert f"{full} has the method of preset medcontext, and supervised is asked for" in capsys.readouterr().err
+    assert printed_config(capsys, "--config", full, "--preset", "medcontext", "--seed", 3)["seed"] == 3
+    assert run("train", "data", "--out", "run", "--pres", "supervised", "--print_config") == 2
+    assert "the nearest is 'preset'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [0, 1, 3])
+def test_what_is_said_goes_before_what_is_in_a_file_wherever_it_stands(place, tmp_path, capsys):
+    full = tmp_path / "full.yaml"
+    full.write_text(yaml.safe_dump(printed_config(capsys, "--seed", 7)))
+    said = ["elsewhere", "--out", "new"]
+    said[place:place] = ["--config", str(full)]
+    assert run("train", *said, "--resume", "--print_config") == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert [config[key] for key in ("data", "out", "resume", "seed")] == ["elsewhere", "new", True, 7]
 
 
 def test_the_config_of_a_run_starts_another_like_it(tiny, tmp_path, capsys):

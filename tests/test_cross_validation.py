@@ -425,6 +425,6 @@ def test_settings_that_someone_changed_are_an_error_and_no_traceback(content, ro
     out.path.mkdir()
     out.config.write_text(content)
     write_split_file(out.folds, SplitFile("mine", "a test", (FOLD, dataclasses.replace(FOLD, test=("case_05",)))))
-    with pytest.raises(MedContextError, match="settings of this training can't be read") as error:
+    with pytest.raises(MedContextError, match="this run was made of can't be read") as error:
         cross_validate(room / "data", out.path, folds=2, resume=True)
     assert error.value.file == str(out.config)

@@ -338,6 +338,14 @@ def test_held_out_cases_are_predicted_once_and_again_when_the_model_has_changed(
         score_held_out(made, dataset, device="cpu", progress=quiet)
 
 
+def test_a_path_that_is_no_run_is_not_taken_for_the_folder_that_it_would_be_in(tmp_path, capsys, monkeypatch):
+    made = make_run(tmp_path, 2, spurious=True)
+    monkeypatch.chdir(made.path)
+    assert run("tune", "typo", "--network", NETWORK) == 1
+    assert "typo" in capsys.readouterr().err
+    assert not made.postprocessing.exists()
+
+
 def test_no_validation_cases_no_choice(tmp_path, capsys):
     made = make_run(tmp_path, 2, spurious=True)
     (tmp_path / "data" / "labelsTr" / "case_01.nii.gz").unlink()

@@ -345,6 +345,29 @@ def test_resuming_without_a_case_that_was_learned_from_is_refused(own_tiny, sett
     assert name in error.value.found
 
 
+def test_a_run_that_another_process_began_meanwhile_is_left_alone(trained, tiny, settings, tmp_path, monkeypatch):
+    """Both found nothing there; checking and planning takes a while."""
+    out = tmp_path / "run"
+    split_for = sys.modules["medcontext.training.train"].split_for
+
+    def meanwhile(*arguments):
+        shutil.copytree(trained.path, out)
+        return split_for(*arguments)
+
+    monkeypatch.setattr("medcontext.training.train.split_for", meanwhile)
+    with pytest.raises(MedContextError, match="exists already"):
+        train(tiny, out, dataclasses.replace(settings, max_steps=2))
+    assert RunFolder(out).best.read_bytes() == trained.best.read_bytes()
+
+
+def test_no_run_is_made_of_the_folder_that_one_is_in(tiny, settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("medcontext.training.train.checked", lambda *_: pytest.fail("after it was checked"))
+    with pytest.raises(MedContextError, match="can't be made anew"):
+        train(tiny, Path(), settings)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_validation_the_last_teacher_is_kept(own_tiny, settings, tmp_path):
     run = RunFolder(train(own_tiny, tmp_path / "run", dataclasses.replace(settings, validation_share=0, max_steps=4)))
     model = load_model(run.path)

@@ -159,10 +159,24 @@ def test_a_wrong_setting_is_answered_with_the_nearest(tmp_path, capsys):
         assert "the nearest is 'learning_rate'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config", "[]"), ("config", "a: ["), ("split", "{}"), ("split", "[]"), ("about", "[]"), ("about", "{}")],
+)
+def test_what_was_damaged_in_a_run_folder_is_named(name, text, tmp_path):
+    run = RunFolder(tmp_path)
+    file = getattr(run, name)
+    file.write_text(text)
+    read = {"config": run.read_config, "split": run.read_split, "about": lambda: run.data}[name]
+    with pytest.raises(MedContextError, match="can't be read") as error:
+        read()
+    assert error.value.file == str(file)
+
+
 @pytest.mark.parametrize("text", ["", "a: [", "seed: 0", "method: 3", "method: {mask: tube, no_such: 1}"])
 def test_settings_that_were_damaged_are_named(text, tmp_path):
     run = RunFolder(tmp_path)
     run.config.write_text(text)
-    with pytest.raises(MedContextError, match="settings of this training can't be read") as error:
+    with pytest.raises(MedContextError, match="this run was made of can't be read") as error:
         run.read_settings()
     assert error.value.file == str(run.config)

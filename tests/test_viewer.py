@@ -218,6 +218,14 @@ def test_a_scene_holds_scan_and_maps(case):
     json.dumps(about, allow_nan=False)
 
 
+def test_a_voxel_of_a_tilted_scan_has_its_true_volume(tmp_path):
+    """Its edges are longer than it is thick: their product is not its volume."""
+    sheared = np.diag([1.0, 2.0, 3.0, 1.0])
+    sheared[1, 2] = 1.5
+    path = write_nifti(tmp_path / "scan.nii.gz", np.zeros((4, 5, 6), np.int16), sheared)
+    assert make_scene(path, [], None, Names({}), 10**6).about["voxelMl"] == pytest.approx(0.006)
+
+
 def test_of_a_large_scan_some_voxels_are_shown_and_all_are_counted(case):
     arrays, paths = case
     scene = make_scene(paths["scan"], [], paths["truth"], Names(), 300)

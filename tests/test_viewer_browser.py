@@ -131,7 +131,7 @@ def test_it_opens_without_complaint_and_asks_no_one_else(page, address, case):
     assert all(each.startswith(address) for each in own)
     row = page.run("document.querySelector('#labels tr').textContent")
     label = case["scene"].about["labels"][0]
-    volume = (case["maps"][0] == label["number"]).sum() * np.prod(case["scene"].about["spacing"]) / 1000
+    volume = (case["maps"][0] == label["number"]).sum() * case["scene"].about["voxelMl"]
     assert row.startswith(label["name"])
     assert f"{volume:.3g}".rstrip("0").rstrip(".") in row
 
@@ -219,7 +219,7 @@ def test_differences_are_those_that_numpy_finds(page, case):
     )
     assert len(np.unique(expected)) == 5
     np.testing.assert_array_equal(shown, expected)
-    volume = np.prod(case["scene"].about["spacing"]) / 1000
+    volume = case["scene"].about["voxelMl"]
     said = page.run(
         "Array.from(document.querySelectorAll('#difference-key b'), (each) => parseFloat(each.textContent))"
     )

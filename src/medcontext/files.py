@@ -50,6 +50,20 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         new.rename(path)
 
 
+def require_replaceable(folder: Path) -> None:
+    """Find out, before hours of work, that :func:`replacing_folder` can't put another folder in the place of this one.
+
+    Raises:
+        MedContextError: It is a disk of its own, or where this process is.
+    """
+    if folder.is_dir() and (folder.is_mount() or folder.samefile(Path.cwd())):
+        raise MedContextError(
+            "This folder can't be made anew: it is a disk of its own, or the folder that this was called in.",
+            file=folder,
+            remedy=f"name a folder in it, such as {folder / 'run'}",
+        )
+
+
 @contextmanager
 def alone_in(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock of a folder, which the system takes back however the process ends. Where a file system has no
@@ -103,9 +117,9 @@ def require_writable(*paths: Path | None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, all of it or nothing."""
+    """Write ``text`` as UTF-8, all of it or nothing. What no text is, as some file names, is written as escapes."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             # Names of files need not be text; that they can't be shown as they are must not end a command.
             stream.reconfigure(errors="backslashreplace")
     given = [_with_underscores(argument) for argument in (sys.argv[1:] if arguments is None else arguments)]
+    given = _files_first(given)
     parser = _parser(given)
     settings = parser.parse_args(given)
     if settings.subcommand is None:
@@ -116,7 +117,8 @@ def _train(settings: Namespace) -> int:
 
 def _parser(given: Sequence[str]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = Parser(prog="medcontext", description=DESCRIPTION, version=__version__)
+    # An abbreviated option would be taken, and not seen by what looks for it here.
+    parser = Parser(prog="medcontext", description=DESCRIPTION, version=__version__, allow_abbrev=False)
     subcommands = parser.add_subcommands(required=False)
     _add_commands(subcommands, COMMANDS)
     data = Parser(description="Data sets by name: Synapse, ACDC, BraTS, the Medical Segmentation Decathlon.")
@@ -158,29 +160,43 @@ def _train_parser(given: Sequence[str]) -> ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="YAML file of settings")
     parser.add_class_arguments(TrainConfig, as_group=False, skip={"method"})
-    parser.add_class_arguments(MethodConfig, "method", default=PRESETS[_preset_asked(given)])
-    if "--resume" in given:
-        parser.set_defaults(_stored_settings(given))
+    stored = _stored_settings(given) if "--resume" in given else {}
+    preset = _preset_asked(parser, given) or stored.get("preset")
+    parser.add_class_arguments(MethodConfig, "method", default=PRESETS[preset if preset in PRESETS else "medcontext"])
+    parser.set_defaults(stored)
     return parser
 
 
-def _value_of(option: str, given: Sequence[str]) -> str:
-    """What the last such option is followed by, if there is one."""
-    value = ""
+def _files_first(given: list[str]) -> list[str]:
+    """A training's files of settings before everything else, since for jsonargparse what comes later counts: so what is
+    said on the command line counts, wherever it stands."""
+    if given[:1] != ["train"]:
+        return given
+    files, others, place = list[str](), list[str](), 1
+    while place < len(given):
+        taken = 2 if given[place] == "--config" else 1
+        (files if given[place].partition("=")[0] == "--config" else others).extend(given[place : place + taken])
+        place += taken
+    return ["train", *files, *others]
+
+
+def _values_of(option: str, given: Sequence[str]) -> list[str]:
+    """What every such option is followed by."""
+    values = []
     for place, argument in enumerate(given):
         name, equals, same = argument.partition("=")
         if name == option:
-            value = same if equals else "".join(given[place + 1 : place + 2])
-    return value
+            values.append(same if equals else "".join(given[place + 1 : place + 2]))
+    return values
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    """A YAML file of settings; what is no such thing is left for the parser to refuse."""
+def _read_yaml(given: str) -> dict[str, Any]:
+    """Settings in a YAML file, or as such text itself; what is neither is left for the parser to refuse."""
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else {}
-    except (yaml.YAMLError, UnicodeDecodeError):
+        content = yaml.safe_load(Path(given).read_text(encoding="utf-8") if Path(given).is_file() else given)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -191,14 +207,23 @@ def _stored_settings(given: Sequence[str]) -> dict[str, Any]:
     Your own network has to be named again: no file may choose code to run.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    stored = _read_yaml(str(Path(_value_of("--out", given)) / "config.yaml"))
+    stored = _read_yaml(str(Path(*_values_of("--out", given)[-1:]) / "config.yaml"))
     return {key: value for key, value in stored.items() if key in known and ":" not in str(key == "network" and value)}
 
 
-def _preset_asked(given: Sequence[str]) -> str:
-    """The preset that the details of the method start from; anything odd is left for the parser to refuse."""
-    asked = _value_of("--preset", given) or _read_yaml(_value_of("--config", given)).get("preset")
-    return asked if asked in PRESETS else "medcontext"
+def _preset_asked(parser: Parser, given: Sequence[str]) -> Any:
+    """The preset that the details of the method start from, if one is asked for; anything odd is left for the parser to
+    refuse, but for files with details that belong to another preset: it would be trained under this one's name."""
+    files = {file: _read_yaml(file) for file in _values_of("--config", given)}
+    said = [*(content["preset"] for content in files.values() if "preset" in content), *_values_of("--preset", given)]
+    asked = said[-1] if said else None
+    for file, content in files.items():
+        if content.get("method") and content.get("preset", asked) != asked:
+            parser.error(
+                f"{file} has the method of preset {content['preset']}, and {asked} is asked for; leave that out, or "
+                "take 'method' out of the file"
+            )
+    return asked
 
 
 def _with_underscores(argument: str) -> str:

@@ -114,7 +114,11 @@ def tune(runs: list[Path] | Path, device: str = "auto", network: str | None = No
 
     if network is not None:
         network_spec(network, allow_import=True)
-    folders = [file.parent for file in model_files(runs)]
+    files = model_files(runs)
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise MedContextError("There is no such run, or no model in it.", file=missing, remedy="check the path")
+    folders = [file.parent for file in files]
     choice = choose(folders, device=device, progress=Progress())
     print_table(postprocessing_table(choice.tried))
     print(DEFINITION)

@@ -19,7 +19,7 @@ from medcontext.data.augment_config import AugmentConfig
 from medcontext.data.plan import Plan
 from medcontext.data.split import Split
 from medcontext.errors import MedContextError
-from medcontext.files import LOCK, read_json, replacing_folder, write_json, write_text
+from medcontext.files import LOCK, read_json, replacing_folder, require_replaceable, write_json, write_text
 from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 
@@ -70,6 +70,8 @@ class RunFolder:
             raise MedContextError("The run folder is a file.", file=self.path, remedy="choose another folder")
         names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         there = ", ".join([name for name in names if name != LOCK][:8])
+        if replace or not there:
+            require_replaceable(self.path)
         if not there:
             return False
         if not resume and not replace:
@@ -115,7 +117,10 @@ class RunFolder:
     def data(self) -> Path:
         """The data set that it was trained on, where it lay when the run was last resumed."""
         about = read_json(self.about)
-        return Path([about, *about.get("resumed", [])][-1]["data"])
+        try:
+            return Path([about, *about.get("resumed", [])][-1]["data"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self.about, error) from None
 
     def read_config(self) -> dict[str, Any]:
         """The settings as plain values."""
@@ -123,7 +128,12 @@ class RunFolder:
 
         if not self.config.is_file():
             raise MedContextError("This is not a run folder.", file=self.path, expected="config.yaml in it")
-        values: dict[str, Any] = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        try:
+            values = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise _damaged(self.config, error) from None
+        if not isinstance(values, dict):
+            raise _damaged(self.config, f"a {type(values).__name__}")
         return values
 
     def read_settings(self) -> TrainConfig:
@@ -132,18 +142,11 @@ class RunFolder:
         Raises:
             MedContextError: They are not those of a training of this version.
         """
-        import yaml
-
+        values = self.read_config()
         try:
-            return from_stored(self.read_config())
-        except (KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-            raise MedContextError(
-                "The settings of this training can't be read.",
-                file=self.config,
-                found=f"{type(error).__name__}: {error}",
-                expected="what this version of medcontext writes there",
-                remedy="put the file back as it was, or train anew",
-            ) from None
+            return from_stored(values)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _damaged(self.config, error) from None
 
     def read_plan(self) -> Plan:
         """The plan."""
@@ -151,7 +154,11 @@ class RunFolder:
 
     def read_split(self) -> Split:
         """The split."""
-        return Split(**{part: tuple(names) for part, names in read_json(self.split).items()})
+        values = read_json(self.split)
+        try:
+            return Split(**{part: tuple(names) for part, names in values.items()})
+        except (TypeError, AttributeError) as error:
+            raise _damaged(self.split, error) from None
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.jsonl. Values that are not finite (a Dice of nothing) are left out: JSON has none."""
@@ -175,6 +182,16 @@ class RunFolder:
         """Drop the rows of steps that a resumed run will do again."""
         rows = [json.dumps(row) for row in self.history() if row["step"] <= step]
         write_text(self.metrics, "".join(row + "\n" for row in rows))
+
+
+def _damaged(file: Path, found: Exception | str) -> MedContextError:
+    return MedContextError(
+        "What this run was made of can't be read.",
+        file=file,
+        found=found if isinstance(found, str) else f"{type(found).__name__}: {found}",
+        expected="what this version of medcontext writes there",
+        remedy="put the file back as it was, or train anew",
+    )
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:

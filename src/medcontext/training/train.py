@@ -148,7 +148,7 @@ def _begin(
             dataset = dataclasses.replace(dataset, unlabelled_meant=True)
         report = checked(dataset.with_patients(config.patient), config.cache, progress)
         facts = report.facts
-        config, plan, split = _set_up(run, report, config, fabric, progress)
+        config, plan, split = _set_up(run, report, config, fabric, progress, replace=replace)
         # A run that was replaced has taken its lock with it.
         held.enter_context(alone_in(run.path))
     about = read_json(run.about)
@@ -165,7 +165,7 @@ def _begin(
 
 
 def _set_up(
-    run: RunFolder, report: CheckReport, config: TrainConfig, fabric: Fabric, progress: Progress
+    run: RunFolder, report: CheckReport, config: TrainConfig, fabric: Fabric, progress: Progress, *, replace: bool
 ) -> tuple[TrainConfig, Plan, Split]:
     """Plan and try what has been checked, split it, and write what the run is made of."""
     resolved, plan = possible(report, config, fabric, progress)
@@ -183,6 +183,8 @@ def _set_up(
         progress.say(f"- {reason}")
         plan = dataclasses.replace(plan, steps=steps, reasons=(*plan.reasons, reason))
         resolved = dataclasses.replace(resolved, max_steps=steps)
+    # All this took a while, in which another process may have begun a run here.
+    run.open(resume=False, replace=replace)
     about = {"unlabelled": list(unlabelled), SEEN: seen_in([report.facts[name] for name in split.train], plan)}
     run.begin(resolved, plan, split, describe_environment(report.dataset.root) | about)
     return resolved, plan, split

@@ -110,6 +110,7 @@ def _read_scan(path: Path, names: Names, most: int) -> tuple[dict[str, Any], Par
         "title": case_name(path),
         "shape": list(shape),
         "spacing": list(spacing),
+        "voxelMl": abs(float(np.linalg.det(scan.affine[:3, :3]))) / 1000,
         "step": list(grid.step),
         "affine": grid.shown_affine.tolist(),
         "channels": list(names.modality) if len(names.modality) == channels else [],

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medcontext.errors import MedContextError
-from medcontext.files import read_json, replacing_folder, write_json, write_text
+from medcontext.files import read_json, replacing_folder, require_replaceable, write_json, write_text
 from medcontext.inference.export.description import FILE, MADE_BY, describe
 from medcontext.inference.export.formats import FORMATS, INPUT, OUTPUT, FinestHead, FormatName, quiet, require_packages
 from medcontext.inference.export.monai_bundle import BUNDLE_FILES, write_bundle
@@ -81,6 +81,7 @@ def export_model(model: Path, out: Path, form: FormatName, *, replace: bool = Fa
 
 def _require_place(out: Path, replace: bool) -> None:
     """Refuse to write over anything but an earlier export, and over that without being asked to."""
+    require_replaceable(out)
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     files = [path for path in out.rglob("*") if not path.is_dir()] if out.is_dir() else [out]

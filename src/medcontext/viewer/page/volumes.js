@@ -68,7 +68,7 @@ function differenceOf(a, b, visible) {
 }
 
 // Millilitres of one voxel of the scan's own grid.
-const voxelMl = about.spacing.reduce((product, size) => product * size, 1) / 1000;
+const voxelMl = about.voxelMl;
 
 function ml(voxels) {
   const volume = voxels * voxelMl;
