@@ -73,8 +73,9 @@ def _left_to_groups() -> Iterator[float]:
             continue
         inside = ROOT / kind.folder / path.lstrip("/")
         for folder in (inside, *(each for each in inside.parents if each.is_relative_to(ROOT / kind.folder))):
-            limit, used = folder / kind.limit, folder / kind.used
-            if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
+            limit, used, stat_file = folder / kind.limit, folder / kind.used, folder / "memory.stat"
+            there = all(file.is_file() for file in (limit, used, stat_file))
+            if there and (most := limit.read_text().strip()).isdigit():
                 # What files are cached is given back when it is needed.
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                stat = dict(line.split() for line in stat_file.read_text().splitlines())
                 yield float(int(most) - int(used.read_text()) + int(stat.get(kind.cached, 0)))
