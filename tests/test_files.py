@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medcontext.errors import MedContextError
-from medcontext.files import require_replaceable, write_text
+from medcontext.files import read_json, require_replaceable, write_text
 
 
 @pytest.mark.parametrize(("mask", "rights"), [(0o022, 0o644), (0o027, 0o640)])
@@ -42,3 +42,9 @@ def test_a_folder_that_can_not_give_its_place_to_another_is_told(tmp_path, monke
     monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "there")
     with pytest.raises(MedContextError, match="can't be made anew"):
         require_replaceable(tmp_path / "there")
+
+
+def test_json_that_is_nested_without_end_is_no_json(tmp_path):
+    (tmp_path / "deep.json").write_text("[" * 200_000)
+    with pytest.raises(MedContextError, match="not valid JSON"):
+        read_json(tmp_path / "deep.json")

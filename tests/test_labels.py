@@ -98,6 +98,7 @@ def test_regions_ignored_and_background_labels_are_read(tmp_path):
         {"labels": {"background": 0, "a": [1, 3], "b": [2, 3]}, "regions_class_order": [1, 2]},
         {"labels": {"background": 0, "a": [1, 2], "b": [1], "c": [2]}, "regions_class_order": [7, 1, 2]},
         {"labels": {"background": 0, "a": [1, 2], "b": [1], "c": [2], "ignore": 9}, "regions_class_order": [9, 1, 2]},
+        {"labels": {"background": 0, "a": float("inf")}},
         {"labels": {"background": 0, "a": 1, "ignore": "x"}},
         {"labels": {"background": 0, "a": 1, "ignore": -1}},
         {"labels": {"background": 0, "a": 1, "ignore": 1}},

@@ -137,5 +137,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MedContextError("A file is missing.", file=path, remedy="check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MedContextError("This file is not valid JSON.", file=path, found=str(error)) from None

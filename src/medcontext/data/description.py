@@ -96,7 +96,7 @@ def _labels(file: Path, content: Mapping[str, Any]) -> Labels | None:
                 raise ValueError("two labels of one number")
             labels = Labels(dict(named), background, ignore)
         _require_one_meaning(labels)
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError, KeyError) as error:
         raise MedContextError(
             "The labels declared in dataset.json can't be read.",
             file=file,
