@@ -105,7 +105,9 @@ def test_who_invents_a_structure_is_worse_than_who_finds_it_absent(scores):
         [evaluation(right), evaluation(scores, cases=other)],
         [evaluation(invents), evaluation(scores, cases=other)],
     )
-    assert compare_evaluations(*of_folds)["dice"]["labels"]["1"]["pairs"] == 39, "each case counts in its own fold"
+    result = compare_evaluations(*of_folds)["dice"]
+    assert result["labels"]["1"]["pairs"] == 39, "each case counts in its own fold"
+    assert (result["labels"]["1"]["left_out"], result["overall"]["left_out"]) == (1, 1), "and in no other"
 
 
 def test_different_structures_of_one_number_are_not_compared(scores, tmp_path):

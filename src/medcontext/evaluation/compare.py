@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medcontext.data.split import patients_of
 from medcontext.errors import MedContextError
@@ -114,10 +115,13 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
         if "name" in entry
     }
     patients = _patients(cases, (*first, *second))
+    held = _in_both(first, second, cases)
     result: dict[str, Any] = {"seeds": len(first), "unpaired": unpaired}
     for metric, higher in METRICS.items():
         one, two = _paired_scores(first, second, metric, cases, labels)
         defined = np.isfinite(one) & np.isfinite(two)
+        # A case that a seed has not, as it lies in another fold, is no pair that is left out.
+        without = (held[..., None] & ~defined).sum(axis=(0, 1))
         compared = partial(paired, patients=patients, higher_is_better=higher)
         overall = compared(_over_labels(one, defined), _over_labels(two, defined))
         each = [compared(one[..., k], two[..., k]) for k in range(len(labels))]
@@ -126,11 +130,11 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
             str(label): None
             if found is None
             else ({"name": names[label]} if label in names else {})
-            | dataclasses.replace(found, p_holm=next(corrected)).to_dict()
-            for label, found in zip(labels, each, strict=True)
+            | dataclasses.replace(found, p_holm=next(corrected), left_out=int(left_out)).to_dict()
+            for label, found, left_out in zip(labels, each, without, strict=True)
         }
         if overall is not None:
-            overall = dataclasses.replace(overall, left_out=int((~defined).sum()))
+            overall = dataclasses.replace(overall, left_out=int(without.sum()))
         result[metric] = {OVERALL: None if overall is None else overall.to_dict(), "labels": by_label}
     return result | {"definition": dict(DEFINITION)}
 
@@ -255,9 +259,17 @@ def _paired_scores(
     if metric != "dice":
         return one, two
     # What has no Dice is absent in the truth and not predicted; where the other method has 0, it invented something.
-    both = np.array([[case in _cases(a) & _cases(b) for case in cases] for a, b in zip(first, second, strict=True)])
-    right = [both[..., None] & np.isnan(own) & (other == 0) for own, other in ((one, two), (two, one))]
+    held = _in_both(first, second, cases)
+    right = [held[..., None] & np.isnan(own) & (other == 0) for own, other in ((one, two), (two, one))]
     return np.where(right[0], 1.0, one), np.where(right[1], 1.0, two)
+
+
+def _in_both(
+    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], cases: Sequence[str]
+) -> npt.NDArray[np.bool_]:
+    """Of each seed and case, whether both have it."""
+    held = [_cases(a) & _cases(b) for a, b in zip(first, second, strict=True)]
+    return np.array([[case in each for case in cases] for each in held], dtype=bool).reshape(len(held), len(cases))
 
 
 def _scores(
