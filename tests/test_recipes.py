@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.server
 import importlib.util
+import itertools
 import json
 import shutil
 import tarfile
@@ -612,3 +613,34 @@ def test_real_hippocampus_scans_are_imported_where_they_lie(real_scans, tmp_path
     assert len(dataset.cases) == 200
     assert all(case.label.is_file() and case.images[0].is_file() for case in dataset.cases.values())
     assert dataset.labels.names == {1: "Anterior", 2: "Posterior"}
+    assert len(set(dataset.patients.values())) == 150
+
+
+def test_hippocampi_of_one_person_are_of_one_patient(tmp_path):
+    out = RECIPES["msd/Task04_Hippocampus"].import_from(decathlon(tmp_path / "tree"), tmp_path / "small")
+    assert open_dataset(out).patients == {
+        "hippocampus_001": "hippocampus_001",
+        "hippocampus_003": "hippocampus_003",
+        "hippocampus_004": "hippocampus_003",
+    }
+    out = RECIPES["msd/Task09_Spleen"].import_from(decathlon(tmp_path / "tree", "Task09_Spleen"), tmp_path / "spleen")
+    assert len(set(open_dataset(out).patients.values())) == 3
+
+
+def test_real_hippocampi_of_one_patient_are_alike(real_scans, tmp_path):
+    """The published files don't say whose they are; their intensities do."""
+    whole = RECIPES["msd/Task04_Hippocampus"].import_from(real_scans / "Task04_Hippocampus", tmp_path / "out")
+    patients = open_dataset(whole).patients
+    typical = {}
+    for name in patients:
+        values = nib.load(real_scans / "Task04_Hippocampus" / "imagesTr" / f"{name}.nii.gz").get_fdata()
+        typical[name] = float(np.median(values[values > 0]))
+    neighbours = [
+        (patients[one] == patients[other], abs(typical[one] / typical[other] - 1) < 0.12)
+        for one, other in itertools.pairwise(sorted(patients))
+        if int(other[-3:]) == int(one[-3:]) + 1
+    ]
+    assert [alike for own, alike in neighbours if own] == [True] * 50
+    others = [alike for own, alike in neighbours if not own]
+    assert len(others) == 55
+    assert sum(others) <= 15
