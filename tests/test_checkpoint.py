@@ -20,6 +20,7 @@ from medcontext.training import checkpoint, loop
 from medcontext.training.checkpoint import newest_checkpoint, write_checkpoint
 from medcontext.training.config import TrainConfig
 from medcontext.training.run import RunFolder
+from medcontext.training.signals import stop_asked
 from medcontext.training.train import train
 from tests.test_train import SECONDS, same
 
@@ -31,12 +32,21 @@ COUNTED = 1
 
 GOES_ON = """
 import sys
+import time
 from pathlib import Path
+from medcontext.training import loop
 from medcontext.training.config import TrainConfig
 from medcontext.training.train import train
 
-data, out, cache, settings = sys.argv[1:]
-print("ready", flush=True)
+data, out, cache, settings, held_at = sys.argv[1:]
+step = loop.train_step
+
+def held(training, batch):
+    if training.step == int(held_at):
+        time.sleep(600)
+    return step(training, batch)
+
+loop.train_step = held
 train(data, out, TrainConfig(cache=Path(cache), **eval(settings)), resume=True)
 """
 
@@ -52,13 +62,16 @@ def whole(tiny, settings, tmp_path_factory) -> RunFolder:
 
 
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(whole, tiny, settings, tmp_path):
-    """Three times at a random moment, some of which fall into the writing of a checkpoint."""
+    """Three times at a random moment, some of which fall into the writing of a checkpoint.
+
+    Each process waits at a step to be killed, if it comes so far: none can end before, however fast the machine.
+    """
     run = RunFolder(tmp_path / "run")
     arguments = [sys.executable, "-c", GOES_ON, str(tiny), str(run.path), str(settings.cache), repr(MANY)]
     moments = random.Random(0)
     steps = []
-    for _ in range(3):
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for held_at in (12, 24, 36):
+        process = subprocess.Popen([*arguments, str(held_at)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         before = _written(run)
         deadline = time.monotonic() + 60
         while _written(run) == before and process.poll() is None and time.monotonic() < deadline:
@@ -164,6 +177,31 @@ def test_an_error_leaves_a_checkpoint_that_goes_on_with_the_same_bits(whole, tin
     assert all(torch.equal(value, other["weights"][name]) for name, value in best["weights"].items())
 
 
+def test_a_resumed_run_keeps_the_best_model_from_before_it_stopped(tiny, settings, tmp_path, monkeypatch):
+    settings = dataclasses.replace(settings, max_steps=4)
+    scores = iter([0.8, 0.5])
+    monkeypatch.setattr(loop, "validate", lambda networks, *rest: dict.fromkeys(networks, next(scores)))
+    step = loop.train_step
+
+    def dies(training, batch):
+        if training.step == 3:
+            raise RuntimeError("something broke")
+        return step(training, batch)
+
+    monkeypatch.setattr(loop, "train_step", dies)
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="something broke"):
+        train(tiny, run.path, settings)
+    best = run.best.read_bytes()
+    monkeypatch.setattr(loop, "train_step", step)
+    train(tiny, run.path, settings, resume=True)
+    scored = [(row["step"], row["dice/student"]) for row in run.history() if row["kind"] == "validation"]
+    assert scored == [(2, 0.8), (4, 0.5)]
+    assert run.best.read_bytes() == best
+    about = load_tensors(run.best)["about"]
+    assert (about["step"], about["validation_dice"]) == (2, 0.8)
+
+
 def test_a_checkpoint_that_can_not_be_written_stops_the_run_and_loses_nothing(tiny, settings, tmp_path, monkeypatch):
     """The disk fills up while the run is under way."""
     honest = checkpoint.save_tensors
@@ -205,3 +243,11 @@ def test_a_scheduler_that_takes_the_machine_leaves_a_checkpoint(number, tiny, se
         train(tiny, tmp_path / "run", dataclasses.replace(settings, save_every=1000))
     assert load_tensors(RunFolder(tmp_path / "run").last)["method"]["step"] == 5
     assert signal.getsignal(number) == signal.SIG_DFL
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with stop_asked() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert asked.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -6,11 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 from medcontext.errors import MedContextError
-from medcontext.training import device
+from medcontext.progress import Progress
+from medcontext.training import device, setup
+from medcontext.training.config import TrainConfig
 from medcontext.training.distribution import device_of
+from tests.predicting import plan
 
 
 def test_a_device_that_is_not_there_is_refused():
@@ -34,6 +38,11 @@ def test_precision_is_as_asked_or_as_the_hardware_has_it(monkeypatch):
     for has in (True, False):
         monkeypatch.setattr(device, "_cpu_has_bf16", lambda has=has: has)
         assert device.choose_precision("auto", "cpu") == ("bf16" if has else "fp32")
+        # Older CUDA devices emulate bf16, slower than they compute in fp16.
+        monkeypatch.setattr(
+            "torch.cuda.is_bf16_supported", lambda including_emulation=True, has=has: has or including_emulation
+        )
+        assert device.choose_precision("auto", "cuda:0") == ("bf16" if has else "fp16")
     assert device.choose_precision("auto", "mps") == "fp32"
 
 
@@ -56,3 +65,18 @@ def test_convolutions_of_few_slices_are_tried_against_float32(monkeypatch):
     convolution = nn.functional.conv3d
     monkeypatch.setattr(nn.functional, "conv3d", wrong)
     assert not honest(nn.Conv3d(16, 16, 3, 1, 1), torch.Size((2, 16, 3, 6, 6)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "holds", "chosen"), [("auto", True, "bf16"), ("auto", False, "fp32"), ("bf16", False, "bf16")]
+)
+def test_bf16_gives_way_where_its_gradients_are_wrong_unless_it_is_asked_for(asked, holds, chosen, monkeypatch):
+    monkeypatch.setattr(device, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(setup, "bf16_gradients_hold", lambda network, image: holds)
+    said = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    config = TrainConfig(device="cpu", precision=asked)
+    fabric = Fabric(accelerator="cpu", devices=1)
+    resolved = setup.tried(config, plan(patch=(16, 16, 16)), fabric, Progress(quiet=True))
+    assert resolved.precision == chosen
+    assert any("wrongly in bf16" in text for text in said) is not holds

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from medcontext.data.augment_config import AugmentConfig
 from medcontext.data.plan import Plan
@@ -31,6 +32,7 @@ from medcontext.training.distribution import (
     mean_of,
     of_all,
     require_equal_shares,
+    whole_batch_norm,
 )
 from medcontext.training.loop import _agreed
 from medcontext.training.run import RunFolder, from_stored
@@ -169,6 +171,16 @@ def test_what_can_not_be_shared_is_refused(monkeypatch):
     with pytest.raises(MedContextError, match="shared equally") as error:
         require_equal_shares(6, fabric)
     assert "--batch-size 8" in error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("processes", "kind", "norm"),
+    [(2, "cuda", nn.SyncBatchNorm), (2, "cpu", nn.BatchNorm3d), (1, "cuda", nn.BatchNorm3d)],
+)
+def test_batch_normalisation_looks_at_the_whole_batch_on_several_gpus(processes, kind, norm):
+    network = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Sequential(nn.BatchNorm3d(2)))
+    made = whole_batch_norm(Mock(world_size=processes, device=torch.device(kind)), network)
+    assert [type(each) for each in (made[0], made[1][0])] == [nn.Conv3d, norm]
 
 
 def test_statistics_of_batch_normalisation_are_those_of_the_first_process(tiny, settings, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from medcontext.training.bad_steps import BadSteps
 from medcontext.training.config import TrainConfig
 from medcontext.training.device import autocast, make_scaler
 from medcontext.training.run import RunFolder
-from medcontext.training.schedule import make_optimizer
+from medcontext.training.schedule import MOMENTUM, make_optimizer
 from medcontext.training.train import train
 from tests.test_train import SECONDS
 
@@ -161,3 +161,24 @@ def test_a_scale_that_is_too_large_is_found_by_skipping():
     assert not all(p.grad.isfinite().all() for p in module.parameters())
     scaler.update()
     assert scaler.get_scale() < before
+
+
+def test_a_long_gradient_is_shortened_to_the_clip(tiny, settings, tmp_path, monkeypatch):
+    """The first step of SGD with Nesterov's momentum goes 1 + momentum times along the gradient."""
+    rate, clip = 1.0, 1e-3
+    moved = []
+    step = loop.train_step
+
+    def watched(training, batch):
+        before = nn.utils.parameters_to_vector(training.method.student.parameters()).detach()
+        row = step(training, batch)
+        moved.append(nn.utils.parameters_to_vector(training.method.student.parameters()).detach() - before)
+        return row
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    changes = {"optimizer": "sgd", "learning_rate": rate, "weight_decay": 0.0, "gradient_clip": clip}
+    short = dataclasses.replace(settings, max_steps=1, log_every=1, **changes)
+    run = RunFolder(train(tiny, tmp_path / "run", short))
+    (logged,) = [row["gradient_norm"] for row in run.history() if row["kind"] == "train"]
+    assert logged > 100 * clip, "logged is how long it was"
+    assert [float(each.norm()) for each in moved] == pytest.approx([(1 + MOMENTUM) * rate * clip], rel=1e-3)
