@@ -10,6 +10,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from medcontext.method.presets import MethodConfig
 
@@ -27,6 +28,12 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 def interruptible() -> None:
     """What a test starts and interrupts would inherit that SIGINT is ignored, as ``nohup`` and ``&`` leave it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What a test draws without a generator of its own is the same whenever and after whatever it runs."""
+    torch.manual_seed(0)
 
 
 ORIENTATIONS = ("RAS", "LPS", "PSR", "SAL")

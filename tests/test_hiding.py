@@ -12,6 +12,7 @@ from medcontext.method.masking import draw_mask, mask_grid, mask_to_voxels
 from medcontext.method.presets import MethodConfig
 from medcontext.method.tokens import mask_over_tokens
 from medcontext.networks.registry import NETWORKS, build_network, network_spec
+from tests.reaching import reached_voxels
 
 PATCH = (32, 32, 32)
 
@@ -25,21 +26,13 @@ def mask_for(config: MethodConfig, batch: int = 2) -> torch.Tensor:
     return draw_mask(config, batch, mask_grid(PATCH, config.hidden_patch), torch.Generator().manual_seed(0))
 
 
-def sensitivity(student: nn.Module, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Which voxels ``(B, D, H, W)`` of the image can change the masked output, by the gradient."""
-    image = image.clone().requires_grad_()
-    weights = torch.randn(2, 3, *PATCH, generator=torch.Generator().manual_seed(1))
-    (student(image, mask) * weights).sum().backward()
-    return image.grad.abs().sum(1) > 0
-
-
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 @pytest.mark.parametrize("fill", ["zero", "learnable"])
 def test_no_hidden_voxel_reaches_any_network(name, fill):
     config = MethodConfig(hide="voxels", fill=fill, mask_patch=(8, 8, 8))
     mask = mask_for(config)
     image = torch.randn(2, 2, *PATCH)
-    reached = sensitivity(Student(small(name), config, 2, None), image, mask)
+    reached = reached_voxels(Student(small(name), config, 2, None), image, mask)
     hidden = mask_to_voxels(mask, config.hidden_patch, PATCH)[:, 0]
     assert not reached[hidden].any()
     assert reached[~hidden].float().mean() > 0.9
@@ -51,20 +44,21 @@ def test_hiding_both_leaves_no_path_whatever_the_embedding(name):
     student = Student(small(name), config, 2, network_spec(name).patch_embedding)
     mask = mask_for(config)
     assert student.hides == "both"
-    reached = sensitivity(student, torch.randn(2, 2, *PATCH), mask)
+    reached = reached_voxels(student, torch.randn(2, 2, *PATCH), mask)
     hidden = mask_to_voxels(mask, config.hidden_patch, PATCH)[:, 0]
     assert not reached[hidden].any()
     assert reached[~hidden].float().mean() > 0.9
 
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
-def test_hidden_voxels_may_hold_anything(name):
-    config = MethodConfig(hide="voxels", fill="mean")
+@pytest.mark.parametrize("fill", ["mean", "noise"])
+def test_hidden_voxels_may_hold_anything(name, fill):
+    config = MethodConfig(hide="voxels", fill=fill)
     mask, student = mask_for(config), Student(small(name), config, 2, None)
     hidden = mask_to_voxels(mask, config.hidden_patch, PATCH)
-    image = torch.randn(2, 2, *PATCH)
+    image, noise = torch.randn(2, 2, 2, *PATCH)
     with torch.no_grad():
-        assert torch.equal(student(image, mask), student(image.masked_fill(hidden, 1e6), mask))
+        assert torch.equal(student(image, mask, noise), student(image.masked_fill(hidden, 1e6), mask, noise))
 
 
 def test_hidden_tokens_of_unetr_reach_it_by_the_first_skip_only():
@@ -73,9 +67,9 @@ def test_hidden_tokens_of_unetr_reach_it_by_the_first_skip_only():
     student = Student(network, config, 2, network_spec("unetr").patch_embedding)
     image = torch.randn(2, 2, *PATCH)
     hidden = mask_to_voxels(mask, config.hidden_patch, PATCH)[:, 0]
-    assert sensitivity(student, image, mask)[hidden].any()
+    assert reached_voxels(student, image, mask)[hidden].any()
     network.encoder1.register_forward_hook(lambda module, inputs, output: output.detach())
-    reached = sensitivity(student, image, mask)
+    reached = reached_voxels(student, image, mask)
     assert not reached[hidden].any()
     assert reached[~hidden].all()
 
@@ -109,14 +103,18 @@ def test_auto_hides_tokens_where_there_are_any(name, where):
     assert student.hides == where
 
 
-def test_fill_by_the_mean_of_what_is_visible():
-    image = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
+@pytest.mark.parametrize("fill", ["mean", "noise"])
+def test_fill_by_the_mean_of_what_is_visible_and_noise_of_its_deviation(fill):
+    image, noise = torch.randn(2, 2, 3, 4, 5, 6, dtype=torch.float64)
+    image = 2 + 3 * image
     hidden = torch.rand(2, 1, 4, 5, 6) < 0.4
-    filled = fill_voxels(image, hidden, "mean")
+    filled = fill_voxels(image, hidden, fill, noise=noise)
     for sample in range(2):
         for channel in range(3):
             there = hidden[sample, 0]
-            expected = image[sample, channel][~there].mean()
+            visible = image[sample, channel][~there]
+            drawn = visible.std(correction=0) * noise[sample, channel][there] if fill == "noise" else 0
+            expected = visible.mean() + drawn
             assert torch.allclose(filled[sample, channel][there], expected, atol=1e-6)
             assert torch.equal(filled[sample, channel][~there], image[sample, channel][~there])
 

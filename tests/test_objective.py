@@ -6,6 +6,7 @@ import copy
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,7 @@ from medcontext.method.diagnostics import hard_dice
 from medcontext.method.objective import MedContext
 from medcontext.method.presets import PRESETS, preset
 from medcontext.method.schedules import teacher_momentum
+from tests.formulas import dice_ce
 
 SIZE = (8, 8, 8)
 
@@ -46,25 +48,11 @@ def make(config=TAUGHT, network: nn.Module | None = None, share: tuple[int, int]
     return MedContext(network or Small(), values, total_steps=20, channels=2, share=share)
 
 
-def reference_dice_ce(z, y):
-    """Mean over samples and foreground classes of the soft Dice loss, plus mean cross-entropy."""
-    p = z.softmax(1)
-    total, terms = 0.0, 0
-    for b in range(z.shape[0]):
-        for k in range(1, z.shape[1]):
-            truth = (y[b] == k).to(z.dtype)
-            overlap = 2 * (p[b, k] * truth).sum() + 1e-5
-            total = total + 1 - overlap / (p[b, k].sum() + truth.sum() + 1e-5)
-            terms += 1
-    chosen = torch.stack([p[b].flatten(1)[y[b].flatten(), torch.arange(y[b].numel())] for b in range(len(y))])
-    return total / terms - chosen.log().mean()
-
-
 THREE_PASSES = {"clean_weight": 1.0, "ratio": 0.3}
 
 
-def reference_step(config, network, teacher, image, label, mask, value):
-    """Losses of the three passes from the formulas."""
+def hidden_image(config, image, mask, value=None):
+    """The image with the mask's patches hidden, and which voxels ``(B, D, H, W)`` these are."""
     hidden = torch.zeros(len(image), *SIZE, dtype=torch.bool)
     for index in mask.nonzero():
         b, *corner = index.tolist()
@@ -74,15 +62,32 @@ def reference_step(config, network, teacher, image, label, mask, value):
     for b in range(image.shape[0]):
         for c in range(image.shape[1]):
             seen[b, c][hidden[b]] = image[b, c][~hidden[b]].mean() if config.fill == "mean" else value[c]
-    z_c, z_m = network(image), network(seen)
+    return seen, hidden
+
+
+def divergence(z_m, z_t):
+    """Of the student's class probabilities from the teacher's, per voxel."""
+    p_t, p_m = z_t.softmax(1), z_m.softmax(1)
+    return (p_t * (p_t.log() - p_m.log())).sum(1)
+
+
+def move(teacher):
+    """Away from the student, whose copy it starts as."""
+    with torch.no_grad():
+        for weight in teacher.network.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+
+
+def reference_step(config, network, teacher, image, label, mask, value):
+    """Losses of the three passes from the formulas."""
+    z_c, z_m = network(image), network(hidden_image(config, image, mask, value)[0])
     with torch.no_grad():
         z_t = teacher(image)
     if config.consistency == "paper":
         consistency = ((z_m - z_t) ** 2).mean() / (z_t**2).sum().sqrt()
     else:
-        p_t, p_m = z_t.softmax(1), z_m.softmax(1)
-        consistency = (p_t * (p_t.log() - p_m.log())).sum(1).mean()
-    clean, masked = reference_dice_ce(z_c, label), reference_dice_ce(z_m, label)
+        consistency = divergence(z_m, z_t).mean()
+    clean, masked = dice_ce(z_c, label), dice_ce(z_m, label)
     total = config.clean_weight * clean + config.masked_weight * masked + config.consistency_weight * consistency
     terms = {"clean": clean, "masked": masked, "consistency": consistency, "total": total}
     return {name: term for name, term in terms.items() if name == "total" or getattr(config, f"{name}_weight")}
@@ -99,9 +104,7 @@ def test_losses_and_gradients_agree_with_the_formulas(config, changes, parts):
     network.inner[1], network.inner[2] = nn.InstanceNorm3d(5, affine=True), nn.Identity()
     method = make(config, network, hide="voxels", masked_weight=0.7, **changes)
     image, label = batch()
-    with torch.no_grad():
-        for weight in method.teacher.network.parameters():
-            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)))
+    move(method.teacher)
     reference, teacher = copy.deepcopy(network).double(), copy.deepcopy(method.teacher.network).double()
     generator = torch.Generator().manual_seed(0)
     method._generator.set_state(generator.get_state())
@@ -124,6 +127,49 @@ def test_losses_and_gradients_agree_with_the_formulas(config, changes, parts):
         assert torch.allclose(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-6)
     if config == "paper":
         assert torch.allclose(method.student.hidden_value.grad.double(), value.grad, rtol=1e-3, atol=1e-6)
+
+
+class TwoHeads(nn.Module):
+    """A second head at half the resolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv3d(2, 5, 3, padding=1), nn.LeakyReLU())
+        self.heads = nn.ModuleList([nn.Conv3d(5, 3, 1), nn.Conv3d(5, 3, 2, 2)])
+
+    def forward(self, image):
+        return [head(self.body(image)) for head in self.heads]
+
+
+@pytest.mark.parametrize("over", ["all", "hidden"])
+def test_every_head_is_compared_where_the_mask_says_and_not_in_samples_seen_whole(over, monkeypatch):
+    method = make(TAUGHT, TwoHeads(), consistency_over=over, deep_consistency=True)
+    move(method.teacher)
+    mask = torch.zeros(2, 4, 2, 2, dtype=torch.bool)
+    mask[1, 0, 1], mask[1, 2, 0, 0] = True, True
+    monkeypatch.setattr(method, "draw_mask", lambda *_: mask)
+    image, label = batch()
+    student, teacher = (copy.deepcopy(each.network).double() for each in (method, method.teacher))
+    seen, hidden = hidden_image(method.config, image.double(), mask)
+    terms = []
+    for step, z_m, z_t in zip((1, 2), student(seen), teacher(image.double()), strict=True):
+        compared = hidden[1, ::step, ::step, ::step] if over == "hidden" else ...
+        terms.append(divergence(z_m, z_t)[1][compared].mean() / 2)  # mean over the batch, to which sample 0 adds 0
+    expected = (terms[0] + terms[1] / 2) / 1.5
+    assert method(image, label)["consistency"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_consistency_weight_ramps_up_over_its_share_of_the_training():
+    # So large a weight that what the ramp leaves of the term shows beside the other in float32.
+    method = make(TAUGHT, ramp_up=0.5, consistency_weight=100.0)
+    for step in range(12):
+        learned = []
+        losses = method(*batch(step), backward=learned.append)
+        weight = 100 * math.exp(-5 * (1 - step / 10) ** 2) if step < 10 else 100
+        expected = weight * losses["consistency"].item()
+        for total in (losses["total"], sum(learned)):
+            assert (total - losses["masked"]).item() == pytest.approx(expected, rel=1e-4), step
+        method.after_step()
 
 
 def test_after_its_time_nothing_is_hidden_but_of_samples_without_a_label():
@@ -242,7 +288,7 @@ def test_supervised_is_the_supervised_loss_alone():
     method.student.eval()
     losses = method(image, label)
     assert set(losses) == {"clean", "total"}
-    assert losses["total"].item() == pytest.approx(reference_dice_ce(method.network(image).double(), label).item())
+    assert losses["total"].item() == pytest.approx(dice_ce(method.network(image).double(), label).item())
     assert method.teacher is None
 
 
@@ -290,11 +336,22 @@ def test_the_teacher_is_always_in_eval_mode_and_out_of_reach():
     method.student.train()
     method.teacher._network.train()
     target = method.teacher(batch()[0])
-    assert not any(module.training for module in method.teacher.network.modules())
+    assert not any(module.training for module in method.teacher._network.modules()), "the property sets the mode itself"
     assert not target.requires_grad
     theirs = {id(p) for p in method.teacher.network.parameters()}
     assert not theirs & {id(p) for p in method.student.parameters()}
     assert torch.equal(target, method.teacher(batch()[0]))
+
+
+def test_the_official_teacher_draws_dropout_and_takes_the_statistics_of_its_batch():
+    method, (image, _) = make("official"), batch()
+    training = copy.deepcopy(method.teacher._network).train()
+    torch.manual_seed(3)
+    expected = training(image)
+    torch.manual_seed(3)
+    assert torch.equal(method.teacher(image), expected)
+    assert torch.equal(method.teacher._network.inner[1].running_mean, training.inner[1].running_mean)
+    assert not torch.equal(method.teacher.network(image), expected)
 
 
 def test_a_resumed_method_goes_on_exactly():
@@ -353,6 +410,48 @@ def test_diagnostics_show_context_and_collapse():
     seen = make(TAUGHT, collapsed)(image, label, diagnose=True)
     assert seen["teacher_entropy"].item() == pytest.approx(1)
     assert seen["teacher_occupancy/0"].item() == 1
+
+
+class Knowing(nn.Module):
+    """Knows the label, and says it where voxels are hidden, which are zero, or everywhere else; wrong in the rest."""
+
+    def __init__(self, label: torch.Tensor, hidden: bool) -> None:
+        super().__init__()
+        self.label, self.hidden = label, hidden
+
+    def forward(self, image):
+        right = (image == 0).all(1) == self.hidden
+        said = torch.where(right, self.label, (self.label + 1) % 3)
+        return nn.functional.one_hot(said, 3).movedim(-1, 1).float()
+
+
+@pytest.mark.parametrize(("hidden", "score", "gap"), [(True, 1, -1), (False, 0, 1)])
+def test_the_context_score_looks_at_what_was_hidden_alone(hidden, score, gap):
+    image, label = batch()
+    seen = make(TAUGHT, Knowing(label, hidden), fill="zero", **THREE_PASSES)(image, label, diagnose=True)
+    assert seen["context_score"] == score
+    assert seen["context_gap"] == gap, "of the clean pass, in which nothing is hidden"
+
+
+def test_context_score_and_gap_are_those_of_numpy(monkeypatch):
+    method = make(TAUGHT, **THREE_PASSES)
+    method.student.eval()
+    image, label = batch()
+    mask = method.draw_mask(image)
+    monkeypatch.setattr(method, "draw_mask", lambda *_: mask)
+    with torch.no_grad():
+        clean, masked = (method.network(x).numpy() for x in (image, hidden_image(method.config, image, mask)[0]))
+    hidden = np.stack([np.kron(grid, np.ones(method.config.mask_patch)) for grid in mask.numpy()]) > 0
+
+    def dice(logits):
+        said, true = logits.argmax(1)[hidden], label.numpy()[hidden]
+        each = [(said == k, true == k) for k in (1, 2)]
+        return np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in each])
+
+    seen = method(image, label, diagnose=True)
+    assert seen["context_score"].item() == pytest.approx(dice(masked))
+    assert seen["context_gap"].item() == pytest.approx(dice(clean) - dice(masked), abs=1e-6)
+    assert dice(clean) != dice(masked)
 
 
 def test_hard_dice_counts_the_region_only():

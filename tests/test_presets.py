@@ -21,6 +21,7 @@ from torch import nn
 
 from medcontext.method.objective import MedContext
 from medcontext.method.presets import PRESETS, MethodConfig
+from tests.formulas import dice_ce
 
 SIZE, TOKEN = (8, 8, 8), 4
 STEPS, PER_EPOCH, RATE = 5, 2, 0.05
@@ -93,20 +94,6 @@ def masked_pass(config: MethodConfig, net: Tokens, image, mask, token, value, hi
     return net.decode(torch.tanh(net.mix(tokens))) + net.skip(image)
 
 
-def dice_ce(config: MethodConfig, logits, label):
-    p = logits.softmax(1)
-    squared = config.loss == "dice_ce_squared"
-    terms = []
-    for b in range(len(label)):
-        for k in range(0 if squared else 1, 3):
-            truth = (label[b] == k).double()
-            below = (p[b, k] ** 2 if squared else p[b, k]).sum() + truth.sum()
-            above = 2 * (p[b, k] * truth).sum()
-            terms.append(1 - above / (below + 1e-6) if squared else 1 - (above + 1e-5) / (below + 1e-5))
-    true_class = torch.stack([p[b].flatten(1)[label[b].flatten(), torch.arange(512)] for b in range(len(label))])
-    return sum(terms) / len(terms) - true_class.log().mean()
-
-
 def agreement(config: MethodConfig, masked, target):
     if config.consistency == "paper":
         return ((masked - target) ** 2).mean() / (target**2).sum().sqrt()
@@ -173,11 +160,12 @@ def test_a_training_is_its_formulas_step_by_step(preset, hide):
         if preset == "official":
             assert torch.equal(mask[0], mask[1])
             assert torch.equal(mask[..., 0], mask[..., 1])
-        clean = dice_ce(config, reference(image.double()), label)
+        squared = config.loss == "dice_ce_squared"
+        clean = dice_ce(reference(image.double()), label, squared=squared)
         z_m = masked_pass(config, reference, image.double(), mask, token, value, hide)
         with torch.no_grad():
             z_t = teacher(image.double())
-        terms = {"masked": dice_ce(config, z_m, label)}
+        terms = {"masked": dice_ce(z_m, label, squared=squared)}
         if preset != "medcontext":
             terms |= {"consistency": agreement(config, z_m, z_t), "clean": clean}
         weights = {"consistency": config.consistency_weight}
