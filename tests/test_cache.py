@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import blosc2
 import nibabel as nib
@@ -132,14 +133,16 @@ def test_content_is_read_once_and_again_when_it_changes(tmp_path, monkeypatch):
     reads = []
     digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: reads.append(file.name) or digest(file, kind))
-    monkeypatch.setattr("medcontext.data.content.SETTLED_SECONDS", 0.05)
     scan, memory = tmp_path / "scan.nii.gz", tmp_path / "content.json"
     scan.write_bytes(b"one")
+    since = 1.9
+    clock = SimpleNamespace(time_ns=lambda: scan.stat().st_ctime_ns + round(since * 1e9))
+    monkeypatch.setattr("medcontext.data.content.time", clock)
     known = KnownContent(memory)
     first = known.digest(scan)
     assert first == known.digest(scan) == content_digest(scan)
     assert len(reads) == 3, "a file that was written a moment ago is not remembered"
-    time.sleep(0.1)
+    since = 2.1
     known.digest(scan)
     known.save()
     assert KnownContent(memory).digest(scan) == first
@@ -148,7 +151,6 @@ def test_content_is_read_once_and_again_when_it_changes(tmp_path, monkeypatch):
     other = tmp_path / "other"
     other.write_bytes(b"two")
     os.utime(other, ns=(date, date))
-    time.sleep(0.1)
     other.replace(scan)
     assert KnownContent(memory).digest(scan) == content_digest(scan) != first
     memory.write_text("[half")

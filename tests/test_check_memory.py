@@ -135,6 +135,18 @@ def test_an_entry_of_something_else_is_as_good_as_none(tmp_path):
     assert recall(tmp_path / "none.npz") is None
 
 
+def test_an_entry_is_never_run(tmp_path):
+    """NumPy keeps objects as pickles, which may call anything as they are opened."""
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    np.savez(tmp_path / "a.npz", values=np.array(Evil(), dtype=object), foreground=np.array(Evil(), dtype=object))
+    assert recall(tmp_path / "a.npz") is None
+    assert not (tmp_path / "executed").exists()
+
+
 @pytest.mark.parametrize("name", ["a.raw", "voxels_of_a.raw"])
 def test_voxels_beside_their_header_count(tmp_path, name):
     header, voxels = tmp_path / "a.mhd", tmp_path / name

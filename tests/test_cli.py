@@ -126,7 +126,7 @@ def test_errors_are_sentences_and_not_tracebacks(tmp_path, capsys):
     assert said.startswith("error: There is no such data set.")
     assert str(tmp_path / "nowhere") in said
     assert run("predict", tmp_path, tmp_path, tmp_path / "out") == 1
-    assert "no trained model" not in capsys.readouterr().out
+    assert "no trained model" in capsys.readouterr().err
 
 
 def test_a_place_that_can_not_be_written_is_an_error_and_not_a_traceback(tmp_path, capsys):
@@ -203,6 +203,26 @@ def test_a_method_is_not_trained_under_the_name_of_another_preset(tmp_path, caps
     assert printed_config(capsys, "--config", full, "--preset", "medcontext", "--seed", 3)["seed"] == 3
     assert run("train", "data", "--out", "run", "--pres", "supervised", "--print_config") == 2
     assert "the nearest is 'preset'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["train", "data", "--out", "new", "--config", "run/config.yaml"], 2, "Problems parsing config"),
+        (["train", "data", "--out", "run", "--resume"], 1, "What this run was made of can't be read."),
+        (["report", "run"], 1, "What this run was made of can't be read."),
+        (["study", "run/config.yaml", "."], 1, "This file is not valid YAML."),
+    ],
+)
+def test_no_file_of_settings_is_run(arguments, code, told, own_tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text("name: !!python/object/apply:os.system [touch executed]\n")
+    for name in ("plan.json", "split.json", "run.json"):
+        Path("run", name).write_text("{}")
+    assert run(*arguments) == code
+    assert told in capsys.readouterr().err
+    assert not Path("executed").exists()
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])

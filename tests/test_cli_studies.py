@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.conftest import write_nifti
 from tests.test_cli import run
-
-STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
+from tests.test_study import SHIPPED
 
 
 def test_two_methods_are_compared_on_the_same_label_maps(tmp_path, capsys):
@@ -40,8 +38,8 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path, capsys):
     assert all("".join(str(folder).split()) in "".join(capsys.readouterr().out.split()) for folder in folders[1:])
 
 
-@pytest.mark.parametrize("file", [file.name for file in STUDIES])
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
 def test_every_study_that_ships_can_be_rehearsed_without_its_data(file, tmp_path, capsys):
-    assert run("study", STUDIES[0].parent / file, tmp_path, "--out", tmp_path / "runs", "--dry-run") == 0
+    assert run("study", file, tmp_path, "--out", tmp_path / "runs", "--dry-run") == 0
     assert " runs" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -74,16 +75,23 @@ def under_slurm(tasks: int, rank: int = 0) -> dict[str, str]:
     return {f"SLURM_{name}": str(value) for name, value in said.items()}
 
 
-def test_a_job_of_slurm_that_is_warned_stops_with_the_code_that_the_script_requeues_at(tiny, settings, tmp_path):
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A free one that nobody else is given meanwhile: it is bound, but not listened at, and PyTorch reuses such."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("localhost", 0))
+        yield held.getsockname()[1]
+
+
+def test_a_job_of_slurm_that_is_warned_stops_with_the_code_that_the_script_requeues_at(tiny, settings, port, tmp_path):
     """As in docs/training.md: two tasks, the warning to both."""
     run = RunFolder(tmp_path / "run")
     long = dataclasses.replace(settings, max_steps=100_000)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = {"MASTER_PORT": str(free.getsockname()[1])}
     started = [sys.executable, *command(tiny, run, long, "--devices", 2, "--num-nodes", 1, "--resume")]
+    at = {"MASTER_PORT": str(port)}
     tasks = [
-        subprocess.Popen(started, stderr=subprocess.PIPE, text=True, env=os.environ | port | under_slurm(2, rank))
+        subprocess.Popen(started, stderr=subprocess.PIPE, text=True, env=os.environ | at | under_slurm(2, rank))
         for rank in range(2)
     ]
     deadline = time.monotonic() + 100

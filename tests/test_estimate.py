@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import time
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
 import torch
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from medcontext.data.labels import Labels, Region
 from medcontext.data.plan import Normalisation, Plan
@@ -134,26 +135,42 @@ def test_regions_are_counted_with_their_loss():
     assert estimate(network_of("unet", plan), config_of(), plan, "cpu").fits
 
 
-def test_time_is_that_of_the_steps_themselves():
-    plan, config = plan_of((32, 32, 32)), config_of()
-    network = nn.Sequential(network_of("unet", plan, "small"), nn.Dropout(0.1))
+def work_of(step):
+    """Multiplications and additions of a step's convolutions, forwards and backwards."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def test_time_is_that_of_the_steps_themselves(monkeypatch):
+    """The median after one to warm up, by a clock that a step moves on; and a step is as much work as in training."""
+    plan, config = plan_of(), config_of()
+    network = nn.Sequential(network_of("unet", plan), nn.Dropout(0.1))
     random_state, before = torch.get_rng_state(), copy.deepcopy(network.state_dict())
-    seconds = step_seconds(network, config, plan, "cpu")
+    now, taken, training_step, lengths = 0.0, [], module._training_step, iter([9.0, 0.03, 0.01, 0.08])
+
+    def clocked(*arguments):
+        step = training_step(*arguments)
+
+        def clocked_step():
+            nonlocal now
+            taken.append(work_of(step))
+            now += next(lengths)
+
+        return clocked_step
+
+    optimizers = []
+    monkeypatch.setattr(module, "make_optimizer", lambda *how: optimizers.append(make_optimizer(*how)) or optimizers[0])
+    monkeypatch.setattr(module, "_training_step", clocked)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+    assert step_seconds(network, config, plan, "cpu") == pytest.approx(0.03)
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     method = MedContext(network, "medcontext", total_steps=100)
-    optimizer = make_optimizer(method.student, "adamw", 0.01)
-    image, label = torch.randn(2, 1, 32, 32, 32), torch.randint(3, (2, 32, 32, 32))
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        method(image, label, backward=torch.Tensor.backward)
-        optimizer.step()
-        optimizer.zero_grad()
-        method.after_step()
-        times.append(time.perf_counter() - began)
-    # Other programs share the machine.
-    assert min(times) / 3 < seconds < max(times) * 3
+    image, label = torch.randn(2, 1, *plan.patch), torch.randint(3, (2, *plan.patch))
+    assert taken == [work_of(lambda: method(image, label, backward=torch.Tensor.backward))] * 4
+    # One more was taken beforehand, for the optimiser's states to be there.
+    assert [{int(state["step"]) for state in each.state.values()} for each in optimizers] == [{1 + 4}]
 
 
 def test_what_does_not_fit_is_not_tried(monkeypatch):

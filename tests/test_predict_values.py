@@ -8,10 +8,12 @@ import pytest
 from scipy.special import entr, softmax
 
 from medcontext.errors import MedContextError
+from medcontext.files import read_json
 from medcontext.inference.predict import predict_files
 from medcontext.inference.predictor import Predictor
-from medcontext.inference.scans import find_scans
-from tests.predicting import write_model, write_scans
+from medcontext.inference.scans import RECORD, find_scans
+from tests.predicting import NETWORK, write_model, write_scans
+from tests.test_cli import run
 
 
 @pytest.fixture
@@ -70,3 +72,10 @@ def test_folds_are_averaged_and_what_is_mirrored_is_said(scans, tmp_path):
     for about, said in (({"mirror_axes": []}, "without any"), ({}, "doesn't say")):
         with pytest.raises(MedContextError, match=said):
             Predictor.load(write_model(tmp_path / "other", about), mirror=True)
+
+
+@pytest.mark.parametrize(("asked", "axes"), [([], []), (["--mirror"], [0, 2])])
+def test_the_command_mirrors_where_it_is_asked_to(asked, axes, scans, tmp_path):
+    model = write_model(tmp_path / "run", {"mirror_axes": [0, 2]})
+    assert run("predict", model, scans, tmp_path / "out", "--network", NETWORK, "--device", "cpu", *asked) == 0
+    assert read_json(tmp_path / "out" / RECORD)["made_by"]["mirrored_axes"] == axes

@@ -108,18 +108,13 @@ def opened(browser: Browser, page: Path, **how: Any) -> None:
 
 
 @needs_chromium
-def test_it_opens_in_under_a_second_and_asks_for_nothing(browser, page):
-    timing = "performance.getEntriesByType('navigation')[0].loadEventEnd"
-    seconds = []
-    for _ in range(3):
-        # The first one also starts what a browser starts once, fonts and all.
-        opened(browser, page, width=1180, height=900)
-        browser.wait(f"{timing} > 0")
-        seconds.append(browser.run(timing) / 1000)
-        asked = {address for address in browser.requests if not address.startswith("data:")}
-        assert asked == {page.as_uri()}
-        assert browser.complaints == []
-    assert min(seconds) < 1
+def test_it_asks_for_nothing_and_has_few_elements_to_lay_out(browser, page):
+    opened(browser, page, width=1180, height=900)
+    browser.wait("performance.getEntriesByType('navigation')[0].loadEventEnd > 0")
+    assert {address for address in browser.requests if not address.startswith("data:")} == {page.as_uri()}
+    assert browser.complaints == []
+    count = browser.run("document.querySelectorAll('*').length")
+    assert CASES * LABELS < count < 20_000, "what a browser lays out before it shows anything"
 
 
 @needs_chromium

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from medcontext.data import sampling
 from medcontext.data.augment_config import AugmentConfig
 from medcontext.data.cache import prepare_all
 from medcontext.data.check import check_dataset
 from medcontext.data.dataset import open_dataset
-from medcontext.data.plan import make_plan
+from medcontext.data.plan import Normalisation, make_plan
 from medcontext.data.prepare import Prepared, read_prepared, write_prepared
 from medcontext.data.sampling import OPEN_CASES, PatchBatches, cut
 
@@ -156,6 +158,29 @@ def test_ignored_voxels_stay_ignored_and_what_lies_beyond_a_scan_is_background(p
     inside = batch["label"] != 0
     assert inside.flatten(1).sum(1).tolist() == [10 * 12 * 16] * 2
     assert torch.equal(batch["image"][:, 0][inside], batch["label"][inside].float())
+
+
+def test_beyond_a_ct_scan_lies_air(prepared, tmp_path):
+    """As in prediction: of another value there, every border would be new to the network."""
+    plan = dataclasses.replace(prepared[1], normalisation=Normalisation("ct", -200.0, 300.0, 50.0, 80.0))
+    folders = {"case": stored_case(tmp_path / "case", np.ones((10, 12, 14), dtype=np.uint8))}
+    batch = PatchBatches(folders, plan, STILL, seed=0, steps=1)[0]
+    beyond = batch["label"] == 0
+    assert beyond.flatten(1).sum(1).tolist() == [16**3 - 10 * 12 * 14] * 2
+    assert set(batch["image"][:, 0][beyond].tolist()) == {(-200 - 50) / 80}
+    assert set(batch["image"][:, 0][~beyond].tolist()) == {1.0}
+
+
+@pytest.mark.parametrize(("spacing", "thick"), [((1.5, 0.8, 0.7), False), ((5.0, 0.8, 0.7), True)])
+def test_patches_are_turned_in_millimetres_and_thick_slices_kept_apart(prepared, monkeypatch, spacing, thick):
+    """What that does to a patch is tested where it is done; here, that the plan's spacing is what decides."""
+    folders, plan = prepared
+    turned, varied = Mock(wraps=sampling.draw_deformation), Mock(wraps=sampling.vary_intensity)
+    monkeypatch.setattr(sampling, "draw_deformation", turned)
+    monkeypatch.setattr(sampling, "vary_intensity", varied)
+    PatchBatches(folders, dataclasses.replace(plan, spacing=spacing), EVERYTHING, seed=0, steps=1)[0]
+    assert [call.args[1] for call in turned.call_args_list] == [spacing] * plan.batch_size
+    assert [call.args[2] for call in varied.call_args_list] == [thick] * plan.batch_size
 
 
 def test_images_stored_in_half_precision_become_single(prepared, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import hashlib
 import html.parser
@@ -15,8 +16,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -214,13 +213,14 @@ def test_the_command_serves_until_it_is_interrupted(tiny, tmp_path):
     command = [sys.executable, "-m", "medcontext", "view", str(tiny / "imagesTr" / "case_01.nii.gz"), "--no-browser"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        address = process.stdout.readline().strip()
-        with urllib.request.urlopen(address) as page:
-            assert b"case_01" in page.read()
-        process.send_signal(2)
-        start = time.monotonic()
-        assert process.wait(30) == 0
-        assert time.monotonic() - start < 15
+        address = urlsplit(process.stdout.readline().strip())
+        # It waits for no browser, which would keep its connection open until its window is closed.
+        with contextlib.closing(http.client.HTTPConnection(address.hostname, address.port)) as connection:
+            connection.request("GET", address.path)
+            assert b"case_01" in connection.getresponse().read()
+            assert connection.sock is not None
+            process.send_signal(2)
+            assert process.wait(60) == 0
         assert process.stderr.read() == ""
 
 
