@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,22 @@ def trained(tiny, settings, tmp_path_factory) -> RunFolder:
 def weights(run: RunFolder) -> list[torch.Tensor]:
     state = load_tensors(run.last)["method"]
     return [*state["student"].values(), *(state["teacher"] or {}).values()]
+
+
+@contextmanager
+def breaking_off_after(steps: int) -> Iterator[None]:
+    """A training in here fails where it has taken so many steps."""
+    honest = loop.train_step
+
+    def dies(training, batch):
+        if training.step == steps:
+            raise RuntimeError("something broke")
+        return honest(training, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_step", dies)
+        with pytest.raises(RuntimeError, match="something broke"):
+            yield
 
 
 def same(first: RunFolder, second: RunFolder) -> bool:
