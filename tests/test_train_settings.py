@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from unittest.mock import Mock
 
 from medcontext.data.augment_config import AugmentConfig
@@ -22,6 +23,8 @@ def test_settings_reach_batches_method_optimiser_and_model(tiny, tmp_path, monke
     spied = {each.__name__: Mock(wraps=each) for each in (PatchBatches, MedContext, make_optimizer)}
     for name, spy in spied.items():
         monkeypatch.setattr(f"medcontext.training.train.{name}", spy)
+    converted = Mock(side_effect=lambda _, network: deepcopy(network))
+    monkeypatch.setattr("medcontext.training.train.whole_batch_norm", converted)
     spec, patch = network_spec("unetr"), (32, 32, 32)
     augment = AugmentConfig(noise_probability=0.7, mirror_axes=(1,))
     asked = {
@@ -38,6 +41,7 @@ def test_settings_reach_batches_method_optimiser_and_model(tiny, tmp_path, monke
     }
     run = RunFolder(train(tiny, tmp_path / "run", TrainConfig(cache=tmp_path / "cache", **SECONDS | asked)))
     batches, method, optimizer = (spy.call_args for spy in spied.values())
+    assert method.args[0] is not converted.call_args.args[1]
     assert batches.args[2:5] == (augment, 7, 1)
     assert optimizer.args[1:] == ("adamw", 0.3)
     per_epoch = math.ceil(len(run.read_split().train) / 2)
