@@ -184,10 +184,11 @@ def test_what_does_not_fit_is_not_tried(monkeypatch):
     assert "too little" in str(found)
 
 
-def test_a_device_that_runs_out_of_memory_is_said_to_be_too_small(monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA"), RuntimeError("MPS backend out of memory (MPS")])
+def test_a_device_that_runs_out_of_memory_is_said_to_be_too_small(error, monkeypatch):
     class Hungry(nn.Conv3d):
         def forward(self, image):
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
 
     monkeypatch.setattr(module, "step_memory", lambda *args: None)
     found = estimate(Hungry(1, 3, 1), config_of(), plan_of(), "cpu")
@@ -212,6 +213,21 @@ def test_a_network_that_looks_at_its_numbers_is_timed_all_the_same():
 def test_an_error_of_the_network_itself_is_not_hidden():
     with pytest.raises(RuntimeError):
         step_memory(nn.Conv3d(7, 3, 1), config_of(), plan_of())
+    with pytest.raises(RuntimeError, match="channels"):
+        step_seconds(nn.Conv3d(7, 3, 1), config_of(), plan_of(), "cpu")
+
+
+@pytest.mark.parametrize(("norm", "kept"), [(nn.GroupNorm(2, 8), 4), (nn.InstanceNorm3d(8, affine=True), 2)])
+def test_the_autocast_of_gpus_keeps_some_norms_in_single_precision(norm, kept):
+    """A pointwise layer of 8 features and its norm, sixteen times: in bf16 a norm keeps its input for the gradient. In
+    single precision its input is a copy of twice the size, and the next layer keeps the output in bf16 all the same."""
+    plan = plan_of((32, 32, 32))
+    layers = [each for _ in range(16) for each in (nn.Conv3d(8, 8, 1), copy.deepcopy(norm))]
+    network = nn.Sequential(nn.Conv3d(1, 8, 1), *layers, nn.Conv3d(8, 3, 1))
+    config = config_of(preset="supervised", precision="bf16")
+    cpu, gpu = (step_memory(network, dataclasses.replace(config, device=device), plan) for device in ("cpu", "cuda"))
+    one = 2 * 8 * 32**3
+    assert gpu - cpu == pytest.approx(16 * (kept - 2) * one, abs=4 * one)
 
 
 def test_free_memory_is_believable():

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from medcontext import memory
-from medcontext.memory import GIB, free_memory
+from medcontext.memory import GIB, free_memory, ran_out
 
 V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
 
@@ -34,6 +35,31 @@ def group(write, folder: str, limit: object, used: float, cached: float = 0) -> 
     write(f"{folder}/{names[0]}", f"{limit if isinstance(limit, str) else int(limit * GIB)}\n")
     write(f"{folder}/{names[1]}", f"{int(used * GIB)}\n")
     write(f"{folder}/memory.stat", f"anon 7\n{names[2]} {int(cached * GIB)}\n")
+
+
+def test_a_gpu_gives_what_pytorch_keeps_and_does_not_use(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 11 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7 * 2**30)
+    assert free_memory("cuda:1") == 7 * GIB
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA"), True),
+        (MemoryError(), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17.99 GB, max allowed: 18.13 GB)"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            True,
+        ),
+        (RuntimeError("shapes do not fit"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_it_is_known_when_memory_ran_out(error, expected):
+    assert ran_out(error) is expected
 
 
 def test_without_groups_it_is_what_is_available(machine):

@@ -33,8 +33,10 @@ def dice_by_hand(predicted: np.ndarray, label: np.ndarray) -> list[float]:
     return [2 * (p & t).sum() / (p.sum() + t.sum()) if (p | t).any() else np.nan for p, t in pairs]
 
 
-def test_validation_dice_is_that_of_whole_cases_and_leaves_out_a_class_that_is_nowhere(tmp_path):
+@pytest.mark.parametrize("at_once", [1, 10**9])
+def test_validation_dice_is_that_of_whole_cases_and_leaves_out_a_class_that_is_nowhere(at_once, tmp_path, monkeypatch):
     """One case is larger than a patch; the other is smaller, and has nothing of class 2."""
+    monkeypatch.setattr("medcontext.training.validate.AT_ONCE", at_once)
     images = {"both": intensities(0), "one": intensities(1, size=6).clip(max=70)}
     truths = {name: stored_truth(tmp_path / name, image) for name, image in images.items()}
     # The student is right only if nothing is dropped.

@@ -35,10 +35,20 @@ def free_memory(device: str, processes: int = 1) -> float:
     import torch
 
     if device.startswith("cuda"):
-        return float(torch.cuda.mem_get_info(device)[0])
+        # What PyTorch has taken and not given out, it gives out first, or back to the device.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + kept)
     if device.startswith("mps"):
         return float(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     return _free_ram() / processes
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether it was for want of memory, which PyTorch says with an error of its own on CUDA alone."""
+    import torch
+
+    told = "out of memory" in str(error) or "DefaultCPUAllocator: can't allocate" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and told)
 
 
 def processors() -> int:

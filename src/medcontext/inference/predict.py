@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import threading
 import uuid
@@ -133,7 +134,8 @@ class _Log:
 
     def failed(self, name: str, error: MedContextError) -> None:
         with self._lock:
-            self._outcome.failed[name] = error
+            # Without its traceback, which would keep the scan and what the network made of it on the device.
+            self._outcome.failed[name] = copy.copy(error)
             self._progress.say(f"{name}: {error}")
             self._folder.note(self._outcome.to_dict())
             self._update(self._outcome.done, self._outcome.scans)

@@ -169,8 +169,9 @@ class Plane:
     def positive(self, below: Tensor, above: Tensor, share: float) -> Tensor:
         """Where one logit, in slices ``(H, W)``, is above 0: ``(H, W)`` bool; the rest as in :meth:`largest`."""
         found, mixed = self._compared((below > 0).short(), (above > 0).short())
+        low, high = below.flatten(), above.flatten()
         values = [
-            below.take(at).float().lerp(above.take(at).float(), share).index_select(0, mixed.of)
+            low.index_select(0, at).float().lerp(high.index_select(0, at).float(), share).index_select(0, mixed.of)
             for at in (mixed.cells + corner for corner in self._corners)
         ]
         found[mixed.voxels] = (self._mean(values, mixed.voxels) > 0).to(found.dtype)

@@ -45,8 +45,8 @@ def labelled_places(image: Tensor, labelled: Sequence[bool] | None, *, shared: b
 
 
 def rows_of(values: Tensor, known: list[int]) -> Tensor:
-    """The rows of these samples; of all samples without a copy."""
-    return values if len(known) == len(values) else values[known]
+    """The rows of these samples; of the first ones without a copy, which the device would be waited for."""
+    return values[: len(known)] if known == list(range(len(known))) else values[known]
 
 
 def heads_of(outputs: Outputs) -> list[Tensor]:

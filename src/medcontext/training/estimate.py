@@ -6,11 +6,13 @@ import copy
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -20,11 +22,12 @@ from torch._subclasses.fake_tensor import (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from medcontext.data.plan import Plan
-from medcontext.memory import GIB, free_memory
+from medcontext.memory import GIB, free_memory, ran_out
 from medcontext.method.objective import MedContext
 from medcontext.networks.registry import network_spec
 from medcontext.progress import clock
@@ -110,11 +113,12 @@ def step_memory(network: nn.Module, config: TrainConfig, plan: Plan) -> int | No
     """Most bytes that tensors hold at once in a training step; None where the network can't be run on fake ones.
 
     The step is taken on tensors without numbers (FakeTensorMode of PyTorch's documentation), which takes none of the
-    memory that it counts. It is counted as on a CPU: other devices keep the same tensors.
+    memory that it counts. It is counted as on a CPU: other devices keep the same tensors, but for what their autocast
+    leaves in single precision.
     """
     fake, held = FakeTensorMode(allow_non_fake_inputs=True), _Held()
     try:
-        with fake, held:
+        with fake, held, nullcontext() if config.device == "cpu" else _SingleNorms():
             with FakeCopyMode(fake):
                 step = _training_step(copy.deepcopy(network), config, plan, "cpu")
             step()
@@ -146,7 +150,9 @@ def step_seconds(network: nn.Module, config: TrainConfig, plan: Plan, device: st
                 return first
             while sum(times) < ENOUGH_SECONDS:
                 times.append(_timed(step, device))
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
             return None
     return statistics.median(times)
 
@@ -156,6 +162,18 @@ def gpu_memory_gib(device: str) -> float | None:
     if device.startswith("cuda"):
         return float(torch.cuda.get_device_properties(device).total_memory / GIB)
     return torch.mps.recommended_max_memory() / GIB if device == "mps" else None
+
+
+class _SingleNorms(TorchFunctionMode):
+    """Normalisation over groups and layers in single precision, as under the autocast of GPUs, and not of CPUs
+    (``AT_FORALL_FP32`` of PyTorch's ``autocast_mode.h``)."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (F.group_norm, F.layer_norm):
+            args = (args[0].float(), *args[1:])
+        return func(*args, **(kwargs or {}))
 
 
 def _training_step(network: nn.Module, config: TrainConfig, plan: Plan, device: str) -> Callable[[], None]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from medcontext.errors import MedContextError
+from medcontext.memory import ran_out
 from medcontext.training.state import Training
 
 
@@ -13,8 +12,7 @@ def explained(error: Exception, training: Training) -> MedContextError | None:
     None: it is another."""
     text, config = str(error), training.config
     where = f"in step {training.step + 1} on {training.device}"
-    # A CPU's allocator raises no error of its own.
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator: can't allocate" in text:
+    if ran_out(error):
         return MedContextError(
             "There is too little memory for this training.",
             file=training.run.path,

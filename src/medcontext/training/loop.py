@@ -16,7 +16,7 @@ from medcontext.memory import processors
 from medcontext.progress import Progress
 from medcontext.training.distribution import any_of, first_does
 from medcontext.training.explain import explained
-from medcontext.training.meter import Meter, training_note
+from medcontext.training.meter import Meter, forget_peak, training_note
 from medcontext.training.overlays import PatchOverlay
 from medcontext.training.quick import QuickValidation, validation_steps
 from medcontext.training.sharding import gathered
@@ -34,6 +34,7 @@ def fit(training: Training, batches: PatchBatches, progress: Progress) -> None:
     checkpoint too, of the last whole step.
     """
     config, steps = training.config, training.steps
+    forget_peak(training.device)
     left = range(training.step, training.step if training.given_up else steps)
     loader, meter = batches_of(batches, left, config.workers), Meter(training.device)
     draws = training.logs is not None and training.segments

@@ -181,6 +181,12 @@ def waiting_hint(waiting: float, computing: float, workers: int, processors: int
     return f"{said}, and no processor is left for more workers: augment less, or keep the cache on a faster disk"
 
 
+def forget_peak(device: str) -> None:
+    """Let :func:`peak_memory` begin anew, which it can on a CUDA device."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: str) -> float:
     """Most memory taken so far, in GiB: by tensors on a CUDA device, elsewhere by this process without its workers."""
     if device.startswith("cuda"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from medcontext.data.plan import Plan
 from medcontext.data.prepare import read_prepared
 from medcontext.data.stored import of_case
 from medcontext.inference.sliding import sliding_logits
-from medcontext.method.diagnostics import hard_dice
+from medcontext.method.diagnostics import dice_of, overlap
 from medcontext.training.distribution import of_all
+
+AT_ONCE = 2**22
+"""Voxels whose classes are compared at once: the logits of a scan may have left the device little room."""
 
 
 def membership(plan: Plan, device: torch.device | str) -> Tensor | None:
@@ -49,7 +53,10 @@ def validate(
             # Where the device has no room for the logits, they are in the computer's memory.
             target = label[None].to(logits.device)
             members = membership(plan, logits.device)
-            own[case_name] = hard_dice(logits[None], target, membership=members).tolist()
+            slices = max(1, AT_ONCE // math.prod(target.shape[2:]))
+            parts = zip(torch.split(logits[None], slices, 2), torch.split(target, slices, 1), strict=True)
+            counts = torch.stack([overlap(*part, membership=members) for part in parts]).sum(0)
+            own[case_name] = dice_of(counts).tolist()
         network.train(was_training)
         per_case = torch.tensor([*of_all(fabric, own).values()])
         scores[name] = float(per_case.nanmean(dim=0).nanmean())
