@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -240,15 +241,22 @@ def test_a_bad_scan_stops_no_other_and_is_named(model, expected, tmp_path, capsy
 def test_memory_that_runs_out_fails_one_scan(model, expected, tmp_path, monkeypatch):
     predictor = Predictor.load(model)
     predict_one = predictor.maps_of
-    errors = iter([MemoryError(), RuntimeError("[enforce fail] can't allocate memory: 9 bytes")])
+    errors = iter([(MemoryError, ""), (RuntimeError, "[enforce fail] can't allocate memory: 9 bytes")])
+
+    held = []
 
     def maps_of(scan, **wanted):
         if "scan_1" not in scan.path.name:
-            raise next(errors)
+            on_the_device = torch.zeros(1)
+            held.append(weakref.ref(on_the_device))
+            kind, text = next(errors)
+            raise kind(text)
         return predict_one(scan, **wanted)
 
     monkeypatch.setattr(predictor, "maps_of", maps_of)
     outcome = predict_files(predictor, find_scans(tmp_path / "scans"), tmp_path / "out")
+    gc.collect()
+    assert [each() for each in held] == [None, None], "what failed would have no room left beside it"
     assert {name: error.found for name, error in outcome.failed.items()} == {
         "scan_0": "MemoryError: ",
         "scan_2": "RuntimeError: [enforce fail] can't allocate memory: 9 bytes",
