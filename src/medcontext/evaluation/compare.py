@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from medcontext.data.split import patients_of
 from medcontext.errors import MedContextError
 from medcontext.evaluation.evaluate import evaluate
 from medcontext.evaluation.policies import DEFAULT
+from medcontext.evaluation.side_by_side import (
+    cases_of,
+    in_both,
+    labels_of,
+    over_labels,
+    paired_scores,
+    patients_among,
+    seed_by_seed,
+)
 from medcontext.evaluation.statistics import DEFINITION, Paired, Scores, holm, paired
 from medcontext.files import read_json
 
@@ -69,23 +77,16 @@ def compare_runs(
             )
     read = partial(_evaluation, truth=truth, patient=patient)
     pairs = [(read(a), read(b)) for a, b in zip(first, second, strict=True)]
+    for a, of_a in zip((*first[1:], *second), (*(a for a, _ in pairs[1:]), *(b for _, b in pairs)), strict=True):
+        _require_alike(first[0], pairs[0][0], a, of_a)
     for (a, b), (of_a, of_b) in zip(zip(first, second, strict=True), pairs, strict=True):
-        if not _cases(of_a) & _cases(of_b):
+        if not cases_of(of_a) & cases_of(of_b):
             raise MedContextError(
                 "These two have no case in common.",
                 file=b,
-                found=", ".join(sorted(_cases(of_b))[:3]),
-                expected=f"cases of {a}, such as {', '.join(sorted(_cases(of_a))[:3])}",
+                found=", ".join(sorted(cases_of(of_b))[:3]),
+                expected=f"cases of {a}, such as {', '.join(sorted(cases_of(of_a))[:3])}",
                 remedy="compare runs that were tested on the same cases",
-            )
-        _require_same_structures(of_a, of_b, b)
-        if _scored_by(of_a) != _scored_by(of_b):
-            raise MedContextError(
-                "These two were scored by different rules.",
-                file=b,
-                found=_scored_by(of_b),
-                expected=f"{_scored_by(of_a)}, as {a}",
-                remedy="score both alike (medcontext evaluate --policy --hd95)",
             )
     return compare_evaluations([a for a, _ in pairs], [b for _, b in pairs])
 
@@ -97,7 +98,7 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
     a pair has are left out. Whose case each is, ``patients`` of an evaluation says, if it is there (case -> patient, of
     those that are not called as their case is). Where a label is in neither the truth nor the prediction of one method,
     so that it has no Dice, and in the prediction of the other, the first has found what there is: its Dice counts as 1
-    here.
+    here. Folds of one seed that follow one another, sharing no case, count as one seed if there is another after them.
 
     Returns:
         A plain dict that can be written as JSON: ``seeds``; ``unpaired`` (cases, over the seeds, that only one of a
@@ -105,25 +106,26 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
         fields of :class:`~medcontext.evaluation.statistics.Paired`; overall, ``left_out`` counts a case's labels one by
         one), None where no pair has a score; ``definition``.
     """
-    labels = _labels([*first, *second])
-    cases = sorted({case for a, b in zip(first, second, strict=True) for case in _cases(a) & _cases(b)})
-    unpaired = sum(len(_cases(a) ^ _cases(b)) for a, b in zip(first, second, strict=True))
+    labels = labels_of([*first, *second])
+    cases = sorted({case for a, b in zip(first, second, strict=True) for case in cases_of(a) & cases_of(b)})
+    unpaired = sum(len(cases_of(a) ^ cases_of(b)) for a, b in zip(first, second, strict=True))
     names = {
         int(label): entry["name"]
         for each in (*first, *second)
         for label, entry in each["mean"]["labels"].items()
         if "name" in entry
     }
-    patients = _patients(cases, (*first, *second))
-    held = _in_both(first, second, cases)
+    patients = patients_among(cases, (*first, *second))
+    first, second = seed_by_seed(first, second)
+    held = in_both(first, second, cases)
     result: dict[str, Any] = {"seeds": len(first), "unpaired": unpaired}
     for metric, higher in METRICS.items():
-        one, two = _paired_scores(first, second, metric, cases, labels)
+        one, two = paired_scores(first, second, metric, cases, labels)
         defined = np.isfinite(one) & np.isfinite(two)
         # A case that a seed has not, as it lies in another fold, is no pair that is left out.
         without = (held[..., None] & ~defined).sum(axis=(0, 1))
         compared = partial(paired, patients=patients, higher_is_better=higher)
-        overall = compared(_over_labels(one, defined), _over_labels(two, defined))
+        overall = compared(over_labels(one, defined), over_labels(two, defined))
         each = [compared(one[..., k], two[..., k]) for k in range(len(labels))]
         corrected = iter(holm([found.p for found in each if found is not None]))
         by_label = {
@@ -141,9 +143,9 @@ def compare_evaluations(first: Sequence[Mapping[str, Any]], second: Sequence[Map
 
 def per_case(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Case -> difference of its overall Dice, second minus first, averaged over the seeds; the largest first."""
-    cases = sorted({case for a, b in zip(first, second, strict=True) for case in _cases(a) & _cases(b)})
-    gains = _gains(first, second, cases, _labels([*first, *second]))
-    means = _over_labels(gains, np.isfinite(gains))
+    cases = sorted({case for a, b in zip(first, second, strict=True) for case in cases_of(a) & cases_of(b)})
+    gains = _gains(first, second, cases, labels_of([*first, *second]))
+    means = over_labels(gains, np.isfinite(gains))
     known = np.isfinite(means)
     by_case = np.where(known, means, 0).sum(axis=0) / np.maximum(1, known.sum(axis=0))
     found = [(case, float(by_case[k])) for k, case in enumerate(cases) if known[:, k].any()]
@@ -161,12 +163,17 @@ def compare_gains(one: Methods, other: Methods) -> Paired | None:
         The gains compared over the cases, second minus first, in the labels that have both; None where none has.
     """
     every = [each for methods in (*one, *other) for each in methods]
-    cases = sorted(set().union(*map(_cases, every)))
-    labels = _labels(every)
-    gains = [_gains(*methods, cases, labels) for methods in (one, other)]
+    cases = sorted(set().union(*map(cases_of, every)))
+    labels, patients = labels_of(every), patients_among(cases, every)
+    before, after, other_before, other_after = seed_by_seed(*one, *other)
+    pairs = ((before, after), (other_before, other_after))
+    gains = [_gains(*methods, cases, labels) for methods in pairs]
+    # Where neither of two has a Dice, they find alike that a label is absent: no gain, beside one that invents it.
+    alike = [in_both(*methods, cases)[..., None] & np.isnan(each) for methods, each in zip(pairs, gains, strict=True)]
+    gains = [np.where(alike[k] & np.isfinite(gains[1 - k]), 0.0, gains[k]) for k in (0, 1)]
     defined = np.isfinite(gains[0]) & np.isfinite(gains[1])
-    first, second = (_over_labels(each, defined) for each in gains)
-    return paired(first, second, patients=_patients(cases, every))
+    first, second = (over_labels(each, defined) for each in gains)
+    return paired(first, second, patients=patients)
 
 
 def _gains(
@@ -176,18 +183,8 @@ def _gains(
     labels: Sequence[int],
 ) -> Scores:
     """Differences of Dice ``(seeds, cases, labels)``, NaN where there is none."""
-    before, after = _paired_scores(first, second, "dice", cases, labels)
+    before, after = paired_scores(first, second, "dice", cases, labels)
     return after - before
-
-
-def _labels(evaluations: Sequence[Mapping[str, Any]]) -> list[int]:
-    return sorted({row["label"] for each in evaluations for row in each["cases"]})
-
-
-def _patients(cases: Sequence[str], evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Whose each case is, as far as any of the evaluations says."""
-    known = {case: patient for each in evaluations for case, patient in each.get("patients", {}).items()}
-    return [known.get(case, case) for case in cases]
 
 
 def _evaluation(path: Path, truth: Path | None, patient: str | None) -> dict[str, Any]:
@@ -209,29 +206,34 @@ def _evaluation(path: Path, truth: Path | None, patient: str | None) -> dict[str
             "This file holds no scores.", file=file, expected="what 'medcontext evaluate --json' writes"
         )
     if patient is not None:
-        result["patients"] = patients_of(sorted(_cases(result)), patient)
+        result["patients"] = patients_of(sorted(cases_of(result)), patient)
     return result
 
 
-def _cases(evaluation: Mapping[str, Any]) -> set[str]:
-    return {row["case"] for row in evaluation["cases"]}
-
-
-def _require_same_structures(first: Mapping[str, Any], second: Mapping[str, Any], file: Path) -> None:
-    """Refuse two in which a number stands for different structures, as far as they say what it stands for."""
+def _require_alike(one: Path, first: Mapping[str, Any], file: Path, second: Mapping[str, Any]) -> None:
+    """Refuse two that were scored by different rules, or in which a number stands for different structures, as far as
+    they say what it stands for."""
+    if _scored_by(first) != _scored_by(second):
+        raise MedContextError(
+            "These two were scored by different rules.",
+            file=file,
+            found=_scored_by(second),
+            expected=f"{_scored_by(first)}, as {one}",
+            remedy="score both alike (medcontext evaluate --policy --hd95)",
+        )
 
     def told(evaluation: Mapping[str, Any], label: str) -> tuple[str | None, Any]:
         numbers = evaluation.get("settings", {}).get("structures", {}).get(label)
         return evaluation["mean"]["labels"][label].get("name"), numbers
 
     for label in first["mean"]["labels"].keys() & second["mean"]["labels"].keys():
-        one, two = told(first, label), told(second, label)
-        if any(None not in pair and pair[0] != pair[1] for pair in zip(one, two, strict=True)):
+        before, now = told(first, label), told(second, label)
+        if any(None not in pair and pair[0] != pair[1] for pair in zip(before, now, strict=True)):
             raise MedContextError(
                 "These two were scored on different structures.",
                 file=file,
-                found=f"{label} is {_structure(*two)}",
-                expected=f"{_structure(*one)}",
+                found=f"{label} is {_structure(*now)}",
+                expected=f"{_structure(*before)}",
                 remedy="score both with the labels of one data set (medcontext evaluate --data)",
             )
 
@@ -245,50 +247,3 @@ def _scored_by(evaluation: Mapping[str, Any]) -> str:
     """The rules that Dice and HD95 depend on; results from before there was a choice are by the defaults."""
     settings = evaluation.get("settings", {"policy": DEFAULT, "hd95": "pooled"})
     return f"policy {settings['policy']}, {settings['hd95']} HD95"
-
-
-def _paired_scores(
-    first: Sequence[Mapping[str, Any]],
-    second: Sequence[Mapping[str, Any]],
-    metric: str,
-    cases: Sequence[str],
-    labels: Sequence[int],
-) -> tuple[Scores, Scores]:
-    """Scores of both, ``(seeds, cases, labels)`` each, NaN where there is none."""
-    one, two = _scores(first, metric, cases, labels), _scores(second, metric, cases, labels)
-    if metric != "dice":
-        return one, two
-    # What has no Dice is absent in the truth and not predicted; where the other method has 0, it invented something.
-    held = _in_both(first, second, cases)
-    right = [held[..., None] & np.isnan(own) & (other == 0) for own, other in ((one, two), (two, one))]
-    return np.where(right[0], 1.0, one), np.where(right[1], 1.0, two)
-
-
-def _in_both(
-    first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]], cases: Sequence[str]
-) -> npt.NDArray[np.bool_]:
-    """Of each seed and case, whether both have it."""
-    held = [_cases(a) & _cases(b) for a, b in zip(first, second, strict=True)]
-    return np.array([[case in each for case in cases] for each in held], dtype=bool).reshape(len(held), len(cases))
-
-
-def _scores(
-    evaluations: Sequence[Mapping[str, Any]], metric: str, cases: Sequence[str], labels: Sequence[int]
-) -> Scores:
-    """``(seeds, cases, labels)``, NaN where there is no score."""
-    at_case = {case: k for k, case in enumerate(cases)}
-    at_label = {label: k for k, label in enumerate(labels)}
-    scores = np.full((len(evaluations), len(cases), len(labels)), np.nan)
-    for seed, evaluation in enumerate(evaluations):
-        for row in evaluation["cases"]:
-            if row[metric] is not None and row["case"] in at_case:
-                scores[seed, at_case[row["case"]], at_label[row["label"]]] = row[metric]
-    return scores
-
-
-def _over_labels(scores: Scores, defined: Any) -> Scores:
-    """Mean over the labels that are defined; NaN where none is."""
-    count = defined.sum(axis=-1)
-    total = np.where(defined, scores, 0).sum(axis=-1)
-    means: Scores = np.where(count > 0, total / np.maximum(1, count), np.nan)
-    return means

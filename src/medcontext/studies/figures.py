@@ -102,8 +102,8 @@ def _draw_curves(axes: Any, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -
         # Side by side, so that intervals at the same number don't cover one another.
         x = [places.index(each["training_cases"]) + 0.08 * (place - (len(curves) - 1) / 2) for each in points]
         values, errors = _values(points)
-        colour = COLOURS[place % len(COLOURS)]
-        axes.errorbar(x, values, errors, color=colour, marker="o", markersize=4, capsize=3, linewidth=1.5, label=name)
+        look = {"color": COLOURS[place % len(COLOURS)], "linestyle": DASHES[place // len(COLOURS) % len(DASHES)]}
+        axes.errorbar(x, values, errors, **look, marker="o", markersize=4, capsize=3, linewidth=1.5, label=name)
     axes.set_xticks(range(len(places)), [str(each) for each in places])
     axes.set_xlabel("training cases")
     axes.set_ylabel("gain in Dice, with 95 % interval")
@@ -123,8 +123,9 @@ def _draw_rows(axes: Any, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
 def _values(points: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[list[float]]]:
     """Differences, and how far their intervals reach below and above."""
     found = [each["result"]["dice"]["overall"] for each in points]
-    ends = [each["interval"] or (each["difference"], each["difference"]) for each in found]
+    ends = [each["interval"] or (math.nan, math.nan) for each in found]
+    # A NaN as the second of max() is passed over.
     return [each["difference"] for each in found], [
-        [max(0.0, each["difference"] - low) for each, (low, _) in zip(found, ends, strict=True)],
-        [max(0.0, high - each["difference"]) for each, (_, high) in zip(found, ends, strict=True)],
+        [max(each["difference"] - low, 0.0) for each, (low, _) in zip(found, ends, strict=True)],
+        [max(high - each["difference"], 0.0) for each, (_, high) in zip(found, ends, strict=True)],
     ]

@@ -95,7 +95,7 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         "scored_with_missing": _scored_with_missing(study, done),
         "definition": {**done[0].definition, "comparison": dict(DEFINITION)},
     }
-    write_json(results / f"{study.name}.json", found)
+    # Before the JSON, which says that these scores are there: what is broken off in between leaves a study to read.
     write_text(results / f"{study.name}.csv", table_of(done))
     for kind in MISSING:
         damaged, file = _damaged(done, kind), results / missing_table(study.name, kind)
@@ -104,6 +104,7 @@ def gather(study: Study, out: Path, results: Path, recorded: Mapping[str, Outcom
         else:
             # It would be taken for scores of the present runs, which go by their names.
             file.unlink(missing_ok=True)
+    write_json(results / f"{study.name}.json", found)
     figures = {
         f"{study.name}.svg": gains_figure(found["comparisons"]),
         f"{study.name}-convergence.svg": convergence_figure(found["convergence"]),

@@ -13,7 +13,9 @@ def facts(run: RunFolder) -> dict[str, str]:
     """What was trained on what."""
     settings, split, about = run.read_config(), run.read_split(), load_model(run.best).about
     unlabelled, pretrained = len(read_json(run.about).get("unlabelled", ())), settings.get("pretrain_steps", 0)
-    seconds = next((row["seconds"] for row in reversed(run.history()) if "seconds" in row), 0.0)
+    history = run.history()
+    seconds = next((row["seconds"] for row in reversed(history) if "seconds" in row), 0.0)
+    steps, planned = max((row["step"] for row in history), default=0), settings["max_steps"]
     method = run.read_settings().method_config()
     chosen = about["validation_dice"] is not None and settings.get("keep", "best") == "best"
     return {
@@ -22,7 +24,9 @@ def facts(run: RunFolder) -> dict[str, str]:
         "Masking": _masking(method) if method.masks else "none",
         "Network": f"{settings['network']}, {about['parameters']:,} parameters",
         "Patch": f"{' x '.join(map(str, settings['patch']))} voxels, {settings['batch_size']} per step",
-        "Steps": f"{settings['max_steps']:,} in {clock(seconds)}"
+        "Steps": (f"{steps:,}" if steps == planned else f"{steps:,} of {planned:,}")
+        + f" in {clock(seconds)}"
+        + ("" if run.finished else ", not finished")
         + (f", after {pretrained:,} of pre-training" if pretrained else ""),
         "Cases": f"{len(split.train)} training, {len(split.validation)} validation, {len(split.test)} held out"
         + (f"; {unlabelled} without their label" if unlabelled else ""),

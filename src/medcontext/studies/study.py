@@ -50,6 +50,12 @@ def state_of(planned: PlannedRun, out: Path) -> State:
         )
     if not run.finished:
         return "begun"
+    if not run.best.is_file():
+        raise MedContextError(
+            "This run has come to its end, and its network is gone.",
+            file=run.best,
+            remedy="move the run's folder away to have it trained anew",
+        )
     files = [run.evaluation, *(scores_file(run, kind) for kind in MISSING if planned.missing_parts)]
     scored = all(file.is_file() and file.stat().st_mtime >= run.best.stat().st_mtime for file in files)
     # A report on a run that was tuned scores it with its post-processing, which would count as a gain of its arm.

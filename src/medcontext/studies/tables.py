@@ -200,7 +200,7 @@ def _arms(runs: Sequence[Mapping[str, Any]]) -> str:
         first = of_levels[0]
         spread = {key: _spread([run[key] for run in of_levels], form) for key, form in
                   (("dice", ".4f"), ("hd95_mm", ".2f"), ("validation_dice", ".4f"))}  # fmt: skip
-        missed = sum(run["missed"] for run in of_levels)
+        missed = fmean(run["missed"] for run in of_levels)
         cases, steps = str(first["training_cases"]), str(first["steps"])
         if first["unlabelled_cases"]:
             cases += f" + {first['unlabelled_cases']} unlabelled"
@@ -211,7 +211,7 @@ def _arms(runs: Sequence[Mapping[str, Any]]) -> str:
         rows.append(
             [
                 " / ".join(level for _, level in levels), str(len(of_levels)), cases, steps,
-                f"{first['learning_rate']:g}", spread["dice"], spread["hd95_mm"], str(missed),
+                f"{first['learning_rate']:g}", spread["dice"], spread["hd95_mm"], f"{round(missed, 1):g}",
                 spread["validation_dice"], teachers, clock(fmean(run["seconds"] for run in of_levels)),
             ]
         )  # fmt: skip

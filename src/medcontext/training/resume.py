@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from medcontext.data.split_file import read_split_file
+from medcontext.data.split_file import SplitFile, read_split_file
 from medcontext.errors import MedContextError
+from medcontext.files import read_json
 from medcontext.method.presets import MethodConfig
 from medcontext.training.config import TrainConfig
 from medcontext.training.run import RunFolder
@@ -19,6 +20,9 @@ MAY_CHANGE = frozenset({
 
 NONE_SAYS = frozenset({"few_shot", "pretrained", "patience", "max_time", "patient"})
 """Settings that the plan does not settle where they are left open: None is what they are then."""
+
+SPLIT = "split"
+"""Key of a run's ``run.json``: what :func:`fold_hash` says of it."""
 
 
 def to_resume(asked: TrainConfig, stored: TrainConfig, folder: Path, *, in_full: bool = False) -> TrainConfig:
@@ -73,9 +77,19 @@ def has_cases_of(folder: Path, asked: TrainConfig) -> bool:
     folds, ran = read_split_file(asked.split).folds, run.read_split()
     if asked.fold >= len(folds):
         return False
+    noted = read_json(run.about).get(SPLIT)
+    if noted is not None:
+        return bool(noted == fold_hash(asked))
+    # A run of an earlier version.
     said = folds[asked.fold]
     return (
         set(ran.test) == set(said.test)
         and set(ran.train) <= set(said.train)
         and set(ran.validation) <= set(said.validation or said.train)
     )
+
+
+def fold_hash(config: TrainConfig) -> str:
+    """Of the cases of the fold of a split file that the settings ask for."""
+    assert config.split is not None
+    return SplitFile("", "", (read_split_file(config.split).folds[config.fold],)).hash

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import math
 import time
 from contextlib import ExitStack
@@ -50,7 +51,7 @@ from medcontext.training.logs import RunLogs
 from medcontext.training.loop import fit
 from medcontext.training.prepared import prepared_scans, require_same_plan, require_same_scans
 from medcontext.training.pretraining import pretraining_config, pretraining_outputs
-from medcontext.training.resume import to_resume
+from medcontext.training.resume import SPLIT, fold_hash, to_resume
 from medcontext.training.run import RunFolder, describe_environment, plain
 from medcontext.training.schedule import make_optimizer
 from medcontext.training.setup import build, checked, own_share, possible, require_shares
@@ -104,6 +105,8 @@ def train(
     goes_on = resume and run.config.is_file() and run.about.is_file()
     fabric = launch(config or (run.read_settings() if goes_on else TrainConfig()))
     progress = progress if progress and fabric.is_global_zero else Progress(quiet=True)
+    # The network of a training before this one in the process, such as another fold's, may hold itself and its device.
+    gc.collect()
     with warning_interrupts(), ending_together(fabric), ExitStack() as held:
         work = partial(_begin, Path(data), run, config, resume, replace, fabric, progress, held)
         _train(run, first_does(fabric, work, PREPARING), fabric, progress)
@@ -186,6 +189,8 @@ def _set_up(
     # All this took a while, in which another process may have begun a run here.
     run.open(resume=False, replace=replace)
     about = {"unlabelled": list(unlabelled), SEEN: seen_in([report.facts[name] for name in split.train], plan)}
+    if config.split is not None:
+        about[SPLIT] = fold_hash(config)
     run.begin(resolved, plan, split, describe_environment(report.dataset.root) | about)
     return resolved, plan, split
 
