@@ -17,6 +17,7 @@ from statistics import fmean
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -29,12 +30,14 @@ from medcontext.evaluation import pictures
 from medcontext.inference.model import load_tensors
 from medcontext.method.presets import PRESETS
 from medcontext.progress import Progress
+from medcontext.studies import figures
+from medcontext.studies import results as gathering
 from medcontext.studies import study as studying
 from medcontext.studies.conduct import conduct, rehearse
 from medcontext.studies.convergence import convergence, in_words
 from medcontext.studies.extremes import Scored, extremes_figure, picture_of_runs
 from medcontext.studies.extremes import _chosen as chosen
-from medcontext.studies.figures import convergence_figure
+from medcontext.studies.figures import convergence_figure, gains_figure
 from medcontext.studies.forecast import forecast
 from medcontext.studies.holdout import score_held_out
 from medcontext.studies.outcome import of_folder
@@ -43,6 +46,7 @@ from medcontext.studies.results import gather, summary
 from medcontext.studies.study import run_study, state_of
 from medcontext.studies.study_file import Comparison, read_study
 from medcontext.training import estimate
+from medcontext.training.resume import has_cases_of
 from medcontext.training.run import RunFolder, describe_environment
 from tests.conftest import make_tiny
 from tests.test_cli import run as command
@@ -386,8 +390,25 @@ def test_of_studies_that_compare_the_same_the_summary_has_the_largest(conducted,
         for each in other["comparisons"]:
             each["levels"] = {"training_cases": "2-cases", **level}
             each.pop("steps", None)
+        for run in other["runs"]:
+            run["levels"] |= level
         (tmp_path / "second.json").write_text(json.dumps(other))
         assert [row["study"] for row in summary(tmp_path)] == ["tiny", "tiny", "more", "more"], "of other cases or arms"
+
+
+@pytest.mark.parametrize("other_rate", [True, False])
+def test_arms_and_learning_rates_have_rows_of_their_own(other_rate, conducted, tmp_path):
+    shutil.copy(conducted / "tiny.json", tmp_path / "first.json")
+    other = json.loads((conducted / "tiny.json").read_text()) | {"study": "more"}
+    for run in other["runs"]:
+        if run["levels"]["arm"] == "medcontext":
+            run |= {"learning_rate": 0.7} if other_rate else {"levels": run["levels"] | {"arm": "else"}}
+    for each in other["comparisons"]:
+        each["arm"] = "medcontext" if other_rate else "else"
+    (tmp_path / "second.json").write_text(json.dumps(other))
+    rows = summary(tmp_path)
+    assert [row["study"] for row in rows] == ["tiny", "tiny", "more", "more"]
+    assert [row["learning_rates"] for row in rows[2:]] == [[3e-3, 0.7 if other_rate else 3e-3]] * 2
 
 
 def test_a_failed_run_is_told_and_a_run_whose_scores_are_gone_is_scored_again(conducted, room, write, tmp_path):
@@ -431,6 +452,22 @@ def test_a_model_newer_than_its_scores_has_not_been_scored(conducted, room, tmp_
     later = run.evaluation.stat().st_mtime + 10
     os.utime(run.best, (later, later))
     assert state_of(planned, tmp_path / "out") == "trained"
+
+
+def test_a_run_whose_network_is_gone_is_left_alone_and_told(conducted, room, tmp_path):
+    out, results = tmp_path / "out", tmp_path / "results"
+    shutil.copytree(conducted, out)
+    study = read_study(room / "study.yaml", room)
+    planned = study.runs[-1]
+    network = RunFolder(out / planned.name).best
+    network.unlink()
+    with pytest.raises(MedContextError, match="its network is gone") as caught:
+        state_of(planned, out)
+    assert caught.value.file == str(network)
+    failed = run_study(study, out, cache=room / "cache")
+    assert [str(error) for error in failed.values()] == [str(caught.value)]
+    assert gather(study, out, results)["left_out"] == [planned.name]
+    assert run_study(study, out, cache=room / "cache", recorded=[planned.name]) == {}
 
 
 def made_up(arm, seed, validations, steps=100):
@@ -564,6 +601,37 @@ def test_a_run_whose_folder_is_gone_lives_on_in_the_results(conducted, room, tmp
         assert again == whole
         assert (results / "tiny.csv").read_bytes() == table
         assert (results / "tiny" / "2-cases-supervised-medcontext.png").read_bytes() == picture
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_results_whose_writing_is_broken_off_can_be_read(written, conducted, room, tmp_path, monkeypatch):
+    """First and where there are some of fewer runs: of the scores and the table of runs, neither lacks the other's."""
+    study = read_study(room / "study.yaml", room)
+    known = {
+        name: dataclasses.replace(each, missing=dict.fromkeys(("blocks", "slab"), each.rows))
+        for name, each in recorded(study, conducted).items()
+    }
+    few = dict(list(known.items())[:2])
+    gather(study, tmp_path / "gone", tmp_path / "before", few)
+    for results, there in ((tmp_path / "none", {}), (tmp_path / "before", few)):
+        with monkeypatch.context() as patch:
+            left = iter(range(written))
+            for name in ("write_text", "write_json"):
+                honest = getattr(gathering, name)
+
+                def breaks(file, content, honest=honest, left=left):
+                    if next(left, None) is None:
+                        raise KeyboardInterrupt
+                    honest(file, content)
+
+                patch.setattr(gathering, name, breaks)
+            with pytest.raises(KeyboardInterrupt):
+                gather(study, tmp_path / "gone", results, known)
+        held = recorded(study, results)
+        assert held.keys() == there.keys()
+        assert all(each.missing.keys() == {"blocks", "slab"} for each in held.values())
+        gather(study, tmp_path / "gone", results, known)
+        assert recorded(study, results).keys() == known.keys()
 
 
 def test_a_picture_that_can_not_be_drawn_anew_goes_once_it_shows_something_else(conducted, room, tmp_path):
@@ -883,6 +951,74 @@ def test_the_runs_table_says_how_often_the_teacher_was_scored(conducted, room, t
         assert [row[heads.index("of the teacher")] for row in rows] == [told] * 2
 
 
+def test_what_is_missed_is_told_as_a_mean_over_the_seeds(conducted, room, tmp_path):
+    """So that it can be compared between arms of different numbers of seeds."""
+    study = read_study(room / "study.yaml", room)
+    runs = recorded(study, conducted)
+    planned, known = [*study.runs], {}
+    for each in study.runs[:2]:
+        levels = {**each.levels, "seed": "seed-2"}
+        planned.append(dataclasses.replace(each, name="/".join(levels.values()), levels=levels))
+    asked = dataclasses.replace(study, runs=tuple(planned), pictures=())
+    for counts, told in (
+        ({"supervised": (1, 3, 5), "medcontext": (1, 1, 2)}, ["3", "1.3"]),
+        ({"supervised": (0, 0, 0), "medcontext": (12, 11)}, ["0", "11.5"]),
+    ):
+        for each in planned:
+            arm, seed = each.levels["arm"], int(each.levels["seed"].removeprefix("seed-"))
+            of = runs[each.name.replace("seed-2", "seed-0")]
+            facts = {**of.facts, "name": each.name, "levels": each.levels, "missed": 0}
+            known[each.name] = dataclasses.replace(of, planned=each, facts=facts)
+            if seed < len(counts[arm]):
+                facts["missed"] = counts[arm][seed]
+            else:
+                del known[each.name]
+        gather(asked, tmp_path / "gone", tmp_path, known)
+        page = (tmp_path / "tiny.md").read_text().partition("## Runs")[2].partition("## Convergence")[0]
+        heads, _, *rows = [[cell.strip() for cell in line.split("|")] for line in page.splitlines() if "|" in line]
+        assert [row[heads.index("missed")] for row in rows] == told
+
+
+def drawn_gains(monkeypatch, comparisons):
+    """The axes of their figure."""
+    kept = []
+    monkeypatch.setattr(figures, "_svg", kept.append)
+    gains_figure(comparisons)
+    return kept[0].axes[0]
+
+
+def gained(arm, cases, difference, interval):
+    overall = {"difference": difference, "interval": interval}
+    result = {"dice": {"overall": overall}}
+    return {"baseline": "plain", "arm": arm, "levels": {}, "training_cases": cases, "result": result}
+
+
+@pytest.mark.parametrize("as_curves", [True, False])
+def test_a_gain_without_an_interval_has_no_bar(as_curves, monkeypatch):
+    """Such as that of one patient; a bar of no width would say that it is known exactly."""
+    comparisons = [gained("one", 2, 0.2, None), gained("one" if as_curves else "two", 4, 0.3, [0.1, 0.4])]
+    ((points, caps, (bars,)),) = drawn_gains(monkeypatch, comparisons).containers
+    axis = int(as_curves)
+    assert [*points.get_data()[axis]] == [0.2, 0.3]
+    assert [segment[:, axis].tolist() for segment in bars.get_segments() if len(segment)] == [pytest.approx([0.1, 0.4])]
+    assert [cap.get_data()[axis][1] for cap in caps] == pytest.approx([0.1, 0.4])
+    assert np.isnan([cap.get_data()[axis][0] for cap in caps]).all()
+
+
+def test_gains_without_any_interval_are_drawn():
+    assert gains_figure([gained("one", 2, 0.2, None), gained("one", 4, 0.3, None)]).startswith("<?xml")
+
+
+def test_no_two_curves_of_gains_look_alike(monkeypatch):
+    comparisons = [gained(f"arm-{k}", cases, 0.1, [0.0, 0.2]) for k in range(24) for cases in (2, 4)]
+    looks = set(
+        re.findall(r"none; (stroke-dasharray: \S+ )?.*?stroke: (\S+); stroke-width: 1\.5", gains_figure(comparisons))
+    )
+    assert len(looks) == 24
+    lines = [line for line, *_ in drawn_gains(monkeypatch, comparisons).containers]
+    assert [line.is_dashed() for line in lines] == [False] * 6 + [True] * 18
+
+
 def test_nothing_is_gathered_of_nothing(write, tmp_path):
     with pytest.raises(MedContextError, match="No run of this study is done"):
         gather(write(), tmp_path / "out", tmp_path / "results")
@@ -940,7 +1076,15 @@ def test_what_the_results_hold_is_done_whatever_is_in_the_folder(conducted, room
     assert len(json.loads((results / "tiny.json").read_text())["runs"]) == 4
 
 
-def test_a_split_that_was_edited_is_another_one(conducted, room, tmp_path):
+def forget_split(run: RunFolder) -> None:
+    """As runs are that were made before they noted it."""
+    told = json.loads(run.about.read_text())
+    del told["split"]
+    run.about.write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_split_that_was_edited_is_another_one(noted, conducted, room, tmp_path):
     """Where it lies is the same, and so is what is held out."""
     shutil.copytree(room, tmp_path / "room", ignore=shutil.ignore_patterns("cache"))
     file, split = tmp_path / "room" / "study.yaml", tmp_path / "room" / "split.json"
@@ -948,6 +1092,8 @@ def test_a_split_that_was_edited_is_another_one(conducted, room, tmp_path):
     run = RunFolder(tmp_path / "out" / planned.name)
     shutil.copytree(conducted / planned.name, run.path)
     run.config.write_text(yaml.safe_dump({**run.read_config(), "split": str(split)}))
+    if not noted:
+        forget_split(run)
     assert state_of(planned, tmp_path / "out") == "done"
     fold = read_split_file(split).folds[0]
     left = tuple(name for name in fold.train if name not in run.read_split().train)
@@ -956,20 +1102,58 @@ def test_a_split_that_was_edited_is_another_one(conducted, room, tmp_path):
         state_of(planned, tmp_path / "out")
 
 
-def test_a_split_counts_by_its_cases_and_not_by_its_place(conducted, room, tmp_path):
+@pytest.mark.parametrize(("noted", "few_shot"), [(True, 2), (True, None), (False, 2), (False, None)])
+def test_a_split_with_more_cases_to_learn_from_is_another_one_where_the_run_noted_it(
+    noted, few_shot, conducted, room, tmp_path
+):
+    """Few of them would be others, or one of all cases is not among them; a run of an earlier version can't tell."""
+    split, out = tmp_path / "split.json", tmp_path / "out"
+    shutil.copy(room / "split.json", split)
+    planned = read_study(room / "study.yaml", room).runs[0]
+    planned = dataclasses.replace(planned, config=dataclasses.replace(planned.config, split=split, few_shot=few_shot))
+    run = RunFolder(shutil.copytree(conducted / planned.name, out / planned.name))
+    (fold,) = read_split_file(split).folds
+    assert json.loads(run.about.read_text())["split"] == SplitFile("", "", (fold,)).hash
+    run.config.write_text(yaml.safe_dump({**run.read_config(), "split": str(split), "few_shot": few_shot}))
+    if few_shot is None:
+        run.split.write_text(json.dumps(dataclasses.asdict(fold)))
+    if not noted:
+        forget_split(run)
+    more = dataclasses.replace(fold, train=(*fold.train, "case_new"))
+    turned = dataclasses.replace(fold, train=fold.train[::-1])
+    for folds in ((fold,), (turned,), (fold, more)):
+        write_split_file(split, SplitFile("other", "a test", folds))
+        assert state_of(planned, out) == "done"
+    write_split_file(split, SplitFile("tiny", "a test", (more, fold)))
+    assert has_cases_of(run.path, planned.config) is not noted
+    second = dataclasses.replace(planned.config, fold=1)
+    assert has_cases_of(run.path, second)
+    assert not has_cases_of(run.path, dataclasses.replace(second, fold=2))
+    if noted:
+        with pytest.raises(MedContextError, match="other cases"):
+            state_of(planned, out)
+    else:
+        assert state_of(planned, out) == "done"
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_split_counts_by_its_cases_and_not_by_its_place(noted, conducted, room, tmp_path):
     (tmp_path / "split.json").write_bytes((room / "split.json").read_bytes())
     file = tmp_path / "study.yaml"
     file.write_text(dump({**TINY, **TWO_ARMS, "split": str(tmp_path / "split.json")}))
     planned = read_study(file, room).runs[0]
-    assert state_of(planned, conducted) == "done"
-    (fold,), ran = read_split_file(room / "split.json").folds, RunFolder(conducted / planned.name).read_split()
+    run = RunFolder(shutil.copytree(conducted / planned.name, tmp_path / planned.name))
+    if not noted:
+        forget_split(run)
+    assert state_of(planned, tmp_path) == "done"
+    (fold,), ran = read_split_file(room / "split.json").folds, run.read_split()
     for part, other in (("test", "train"), ("train", "validation")):
         moved = getattr(ran, part)[0]
         kept = tuple(name for name in getattr(fold, part) if name != moved)
         changed = dataclasses.replace(fold, **{part: kept, other: (*getattr(fold, other), moved)})
         write_split_file(tmp_path / "split.json", SplitFile("other", "a test", (changed,)))
         with pytest.raises(MedContextError, match=f"{room}/split.json before"):
-            state_of(planned, conducted)
+            state_of(planned, tmp_path)
 
 
 def test_a_run_is_said_to_have_taken_its_own_time(write, tmp_path, monkeypatch, capsys):

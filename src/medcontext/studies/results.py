@@ -23,7 +23,7 @@ from medcontext.training.run import RunFolder, source_commit
 SUMMARISED = ("equal_steps", "equal_compute")
 """Comparisons of these names make rows of the summary."""
 
-ONE_ROW = ("dataset", "split", "network", "preset", "training_cases", "levels", "comparison")
+ONE_ROW = ("dataset", "split", "network", "preset", "arm", "learning_rates", "training_cases", "levels", "comparison")
 """What rows of the summary differ in."""
 
 SUMMARY = "summary.json"
@@ -139,8 +139,9 @@ def _outcomes(
 
 
 def summary(results: Path) -> list[dict[str, Any]]:
-    """A row per data set, split, network, preset, number of training cases, levels of other factors, and comparison,
-    from all studies in a folder: where several make one, from that of the most seeds, and of those of the most steps.
+    """A row per data set, split, network, preset, arm, learning rates, number of training cases, levels of others, and
+    comparison, from all studies in a folder: where several make one, from that of the most seeds, and of those of the
+    most steps.
 
     ``dice_gain`` is MedContext minus baseline, ``hd95_mm_gain`` baseline minus MedContext: above 0 is better in both.
     ``..._ci`` are the 95 % intervals of the gains; ``seeds`` is how many seeds both have.
@@ -171,6 +172,8 @@ def _summary_row(found: Mapping[str, Any], comparison: Mapping[str, Any]) -> dic
         "split": found["split"],
         "network": comparison["network"],
         "preset": comparison["preset"],
+        "arm": comparison["arm"],
+        "learning_rates": [_learning_rate(found, comparison, comparison[arm]) for arm in ("baseline", "arm")],
         "training_cases": comparison["training_cases"],
         "levels": {key: level for key, level in comparison["levels"].items() if key != "training_cases"},
         "comparison": comparison["name"],
@@ -188,6 +191,12 @@ def _summary_row(found: Mapping[str, Any], comparison: Mapping[str, Any]) -> dic
             f"{metric}_gain_ci": interval and sorted(sign * end for end in interval),
         }
     return row
+
+
+def _learning_rate(found: Mapping[str, Any], comparison: Mapping[str, Any], arm: str) -> float:
+    """Of the runs of an arm that were compared."""
+    levels = {**comparison["levels"], "arm": arm}.items()
+    return next(float(run["learning_rate"]) for run in found["runs"] if levels <= run["levels"].items())
 
 
 def _facts(study: Study, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
