@@ -171,6 +171,9 @@ def test_a_difference_that_is_none_of_noise_is_not_called_so(study, tmp_path):
     text = "".join(page.text)
     assert "first is better than second: +" in text
     assert "noise" not in next(row for row in page.rows if row[0] == "Mean over labels" and len(row) == 7)[1]
+    meaning = text.partition("What the numbers mean")[2]
+    assert "Holm" in meaning
+    assert "Wilcoxon" in meaning
 
 
 def test_one_run_says_that_it_is_one(study, tmp_path):
@@ -178,6 +181,7 @@ def test_one_run_says_that_it_is_one(study, tmp_path):
     text = "".join(report(tmp_path, [replace(runs[0], histories={"": []})], scans)[1].text)
     assert "One training run: another seed" in text
     assert "difference" not in text.partition("What the numbers mean")[0]
+    assert "Wilcoxon" not in text
 
 
 def test_best_median_and_worst_are_the_first_runs(whole):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medcontext.errors import MedContextError
-from medcontext.evaluation import page, report_scores
+from medcontext.evaluation import page, report_scores, statistics
 from medcontext.evaluation.curves import curves
 from medcontext.evaluation.masked import masked_section
 from medcontext.evaluation.page import Section
@@ -43,6 +43,16 @@ _TERMS = {
     "mean": "Means",
     "ci": "Intervals",
 }
+
+_COMPARED = {
+    "difference": "Difference (here the first run minus another)",
+    "interval": "Intervals of differences",
+    "p": "p",
+    "p_holm": "p of a label",
+    "wins": "Better/same/worse",
+    "verdict": "Noise",
+}
+"""What comparisons on the page need to be said of, and how it is called there."""
 
 Scans = Mapping[str, tuple[tuple[Path, ...], Path]]
 
@@ -93,7 +103,7 @@ def _sections(
     if masked := list(_masked(runs)):
         yield Section("What the masked student saw", masked)
     yield Section("Training", [*_curves(runs), _last_values(runs)])
-    yield Section("What the numbers mean", [page.terms(_definitions(runs))])
+    yield Section("What the numbers mean", [page.terms(_definitions(runs, compared))])
     yield Section("Environment", [_by_run("Software and machine", "Part", runs, lambda run: run.environment)])
 
 
@@ -231,8 +241,10 @@ def _diagnostics(run: RunResults) -> dict[str, str]:
     return told | {key: ", ".join(values) for key, values in last.items()}
 
 
-def _definitions(runs: Sequence[RunResults]) -> Iterable[tuple[str, str]]:
-    return ((_TERMS.get(key, key), text) for key, text in runs[0].evaluation["definition"].items())
+def _definitions(runs: Sequence[RunResults], compared: Mapping[str, object]) -> Iterable[tuple[str, str]]:
+    yield from ((_TERMS.get(key, key), text) for key, text in runs[0].evaluation["definition"].items())
+    if compared:
+        yield from ((term, statistics.DEFINITION[key]) for key, term in _COMPARED.items())
 
 
 def _by_run(caption: str, head: str, runs: Sequence[RunResults], of: Callable[[RunResults], Mapping[str, str]]) -> str:
