@@ -127,6 +127,31 @@ def test_different_structures_of_one_number_are_not_compared(scores, tmp_path):
         assert found in raised.value.found
 
 
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"policy": "official"}, "different rules"),
+        ({"hd95": "directed"}, "different rules"),
+        ({"structures": {"1": [1, 2]}}, "different structures"),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_pairs_that_were_not_scored_alike_are_no_seeds_of_one_comparison(rules, said, place, scores, tmp_path):
+    """Each pair in itself was."""
+    usual = {"policy": "medcontext", "hd95": "pooled", "structures": {"1": [1]}}
+    files = [[tmp_path / f"{method}-{seed}.json" for seed in range(3)] for method in ("before", "after")]
+    for seed in range(3):
+        settings = {"settings": usual | (rules if seed == place else {})}
+        for method in (0, 1):
+            files[method][seed].write_text(json.dumps(evaluation(scores + 0.01 * method) | settings))
+        assert compare(files[0][seed], files[1][seed])["dice"]["overall"]["wins"] == 20
+    with pytest.raises(MedContextError, match=said) as caught:
+        compare_runs(*files)
+    assert caught.value.file == str(files[0][1])
+    alike = [[file for seed, file in enumerate(of_method) if seed != place] for of_method in files]
+    assert compare_runs(*alike)["seeds"] == 2
+
+
 def test_no_number_is_cut_in_a_narrow_terminal(scores):
     result = compare_evaluations([evaluation(scores)], [evaluation(scores + 0.01)])
     text = io.StringIO()
@@ -172,8 +197,8 @@ def test_gains_are_compared_case_by_case_and_seed_by_seed():
     assert (found.first, found.second) == pytest.approx((gains.mean(), gains.mean() + 0.03))
     assert found.interval == pytest.approx((0.03, 0.03))
     assert (found.wins, found.cases, found.seeds, found.patients) == (8, 8, 2, 8)
-    # A label that only the first two have is left out of both gains.
-    a[..., 2], c[..., 2] = np.nan, 0.3
+    # A label that is absent, and that none of the four invents, is left out of both gains.
+    a[..., 2], c[..., 2] = np.nan, np.nan
     methods = [[evaluation(seed) for seed in scores] for scores in (a, a + gains, c, c + gains + 0.03)]
     found = compare_gains((methods[2], methods[3]), (methods[0], methods[1]))
     assert (found.second, found.difference) == pytest.approx((gains[..., :2].mean(), -0.03))
@@ -181,6 +206,35 @@ def test_gains_are_compared_case_by_case_and_seed_by_seed():
     assert compare_gains((methods[0], methods[1]), (lone[0], lone[1])) is None
     told = [each | {"patients": dict.fromkeys([f"case{k}" for k in range(8)], "one")} for each in methods[0]]
     assert compare_gains((told, methods[1]), (methods[2], methods[3])).patients == 1
+
+
+def test_a_label_that_one_pair_finds_absent_and_another_invents_counts_in_both_gains():
+    """Of three cases, the last without the label: nothing is gained there beside the one that invents it."""
+    nothing = np.nan
+    before, better, invents, right = (
+        [evaluation([[dice] for dice in dices])]
+        for dices in ((0.8, 0.8, nothing), (0.85, 0.85, nothing), (0.86, 0.86, 0.0), (0.86, 0.86, nothing))
+    )
+    gains = (0.05 + 0.05) / 3, (0.06 + 0.06 - 1) / 3
+    for one, other, expected in ((better, invents, gains), (invents, better, gains[::-1])):
+        found = compare_gains((before, one), (before, other))
+        assert (found.cases, found.pairs, found.left_out) == (3, 3, 0)
+        assert (found.first, found.second) == pytest.approx(expected)
+        assert found.difference == pytest.approx(expected[1] - expected[0])
+        assert (found.wins, found.losses) == ((2, 1) if other is invents else (1, 2))
+    found = compare_gains((before, better), (before, right))
+    assert (found.cases, found.left_out, found.difference) == (2, 1, pytest.approx(0.01))
+    found = compare_gains((before, better), (invents, invents))
+    assert (found.cases, found.first, found.second) == (3, pytest.approx(0.1 / 3), 0), "both invent it: no gain either"
+
+
+def test_a_case_that_one_gain_has_not_is_no_case_without_a_gain(scores):
+    names = [f"case{k}" for k in range(20)]
+    whole, more = (evaluation(scores + gain, cases=names) for gain in (0.0, 0.1))
+    fewer, less = (evaluation(scores[:18] + gain, cases=names[:18]) for gain in (0.0, 0.05))
+    found = compare_gains(([fewer], [less]), ([whole], [more]))
+    assert (found.cases, found.left_out) == (18, 2)
+    assert (found.first, found.second) == pytest.approx((0.05, 0.1))
 
 
 def test_seeds_are_paired_by_their_place(scores):
@@ -238,6 +292,54 @@ def test_folds_are_no_seeds(scores):
     assert "fewer than 5 seeds" not in said
     assert f"each in one of {len(firsts)} trainings. This speaks of new cases, not of new trainings." in said
     assert "seeds" not in said
+
+
+def of_seeds_and_folds(scores, folds=(8, 15)):
+    """Scores ``(seeds, cases, labels)`` as evaluations: one for each seed and fold, and one for each seed."""
+    names, ends = [f"case{k}" for k in range(scores.shape[1])], [0, *folds, scores.shape[1]]
+    told = {"patients": {"case0": "one", "case9": "one", "case19": "one"}}
+    parts = [slice(*ends[k : k + 2]) for k in range(len(ends) - 1)]
+    apart = [evaluation(seed[part], names=True, cases=names[part]) | told for seed in scores for part in parts]
+    return apart, [evaluation(seed, names=True, cases=names) | told for seed in scores]
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_folds_of_several_seeds_count_as_these_seeds(seeds):
+    """Of seeds that differ, and three folds: as if each seed had one training of all cases."""
+    rng = np.random.default_rng(seeds)
+    before = rng.uniform(0.4, 0.9, (seeds, 20, 2))
+    after = before + rng.normal(0.02, 0.05, before.shape) + np.linspace(-0.1, 0.1, seeds)[:, None, None]
+    before[0, 3, 1] = after[1, 12, 1] = np.nan
+    after[1, 7, 0], before[1, 7, 0] = 0, np.nan
+    (firsts, wholes), (seconds, others) = of_seeds_and_folds(before), of_seeds_and_folds(after)
+    assert len(firsts) == 3 * seeds
+    found = compare_evaluations(firsts, seconds)
+    assert found == compare_evaluations(wholes, others)
+    overall = found["dice"]["overall"]
+    assert (found["seeds"], overall["seeds"], overall["cases"], overall["patients"]) == (seeds, seeds, 20, 18)
+    assert f"over 20 cases of 18 patients and {seeds} seeds" in verdict(found, "before", "after")
+    gained = after + rng.normal(0.01, 0.05, before.shape)
+    thirds, more = of_seeds_and_folds(gained)
+    found = compare_gains((firsts, seconds), (firsts, thirds))
+    assert found == compare_gains((wholes, others), (wholes, more))
+    assert (found.seeds, found.cases, found.patients) == (seeds, 20, 18)
+
+
+def test_folds_of_one_seed_are_apart_as_trainings_with_cases_of_their_own_are(scores):
+    gained = scores + np.random.default_rng(4).normal(0.02, 0.05, scores.shape)
+    (firsts, wholes), (seconds, others) = of_seeds_and_folds(scores[None]), of_seeds_and_folds(gained[None])
+    found, whole = compare_evaluations(firsts, seconds), compare_evaluations(wholes, others)
+    assert (found["seeds"], found["dice"]["overall"]["seeds"], whole["seeds"]) == (3, 3, 1)
+    assert found["dice"]["overall"]["interval"] == whole["dice"]["overall"]["interval"]
+    assert compare_gains((firsts, seconds), (seconds, firsts)).seeds == 3
+
+
+def test_a_fold_that_a_seed_has_not_yet_leaves_the_seeds_apart(scores):
+    """The last fold of the second of two seeds is not done."""
+    (firsts, _), (seconds, _) = (of_seeds_and_folds(np.stack([scores, scores + gain])) for gain in (0.0, 0.05))
+    found = compare_evaluations(firsts[:-1], seconds[:-1])
+    assert (found["seeds"], found["unpaired"], found["dice"]["overall"]["left_out"]) == (2, 0, 0)
+    assert (found["dice"]["overall"]["cases"], found["dice"]["overall"]["pairs"]) == (20, 35)
 
 
 def test_cases_are_ranked_by_how_much_they_gain():

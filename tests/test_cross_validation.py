@@ -110,6 +110,7 @@ def test_every_fold_is_a_run_and_holds_out_its_own_cases(crossed, room, tmp_path
         each = crossed.run(fold)
         assert each.finished
         assert each.read_split() == drawn.folds[fold]
+        assert json.loads(each.about.read_text())["split"] == SplitFile("", "", (drawn.folds[fold],)).hash
         assert each.read_config()["fold"] == fold
         assert sorted(path.name for path in each.predictions.glob("*.nii.gz")) == [
             f"{name}.nii.gz" for name in each.read_split().test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 
 import pytest
 import torch
@@ -134,6 +135,7 @@ def test_patience_ends_a_training_that_no_longer_gets_better(tiny, settings, tmp
     assert [row["step"] for row in run.history() if row["kind"] == "validation"] == [2, 4, 6, 8]
     assert load_tensors(run.best)["about"]["step"] == 4
     assert facts(run)["Model"].endswith(" at step 4, chosen by validation")
+    assert re.fullmatch(r"8 of 12 in [\d.]+ s", facts(run)["Steps"])
     train(tiny, run.path, patient, resume=True)
     assert load_tensors(run.last)["method"]["step"] == 8
     scores = iter([0.5, 0.6, 0.55, 0.6])

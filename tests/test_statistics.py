@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from medcontext.evaluation.statistics import (
     bootstrap_interval,
@@ -53,15 +55,49 @@ def test_wilcoxon_is_the_share_of_sign_patterns_as_extreme():
     assert wilcoxon(differences) == pytest.approx(np.mean([each >= observed for each in sums]))
 
 
-def test_zeros_count_against_a_difference_and_alone_say_nothing():
-    differences = np.linspace(0.1, 2, 12)
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9).map(np.array), st.integers(0, 6))
+@example(np.array([1, 2, 3, 4, 5]), 9)
+@example(np.array([-3] * 9), 3)
+def test_wilcoxon_is_that_share_with_zeros_and_ties_too(differences, zeros):
+    """Ranks as they are defined, zeros among them, and every sign that the others may have (Pratt)."""
+    differences = np.append(differences, np.zeros(zeros))
+    sizes = np.abs(differences)
+    ranks = [(sizes < size).sum() + ((sizes == size).sum() + 1) / 2 for size in sizes if size > 0]
+    signs = np.sign(differences[differences != 0])
+    sums = [abs(np.dot(ranks, each)) for each in itertools.product((-1, 1), repeat=len(ranks))]
+    assert wilcoxon(differences) == np.mean([each >= abs(np.dot(ranks, signs)) for each in sums])
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 12, 13, 14, 20])
+def test_wilcoxon_without_zeros_and_ties_is_scipys_exact_one(count):
+    rng = np.random.default_rng(count)
+    for shift in (0.0, 0.5, 2.0):
+        differences = rng.normal(shift, 1.0, count)
+        assert wilcoxon(differences) == pytest.approx(scipy.stats.wilcoxon(differences, method="exact").pvalue)
+
+
+@pytest.mark.parametrize(("zeros", "wins"), [(9, 5), (20, 6), (1, 13)])
+def test_few_wins_beside_many_zeros_are_as_rare_as_their_signs(zeros, wins):
+    """None but one sign of each of them is as extreme, and its opposite."""
+    differences = np.append(np.zeros(zeros), np.linspace(0.1, 2, wins))
+    assert wilcoxon(differences) == wilcoxon(-differences) == 2 / 2**wins
+
+
+def test_more_differences_beside_zeros_are_taken_as_normal():
+    differences = np.append(np.zeros(4), np.random.default_rng(0).normal(0.3, 1, 14))
+    assert wilcoxon(differences) == scipy.stats.wilcoxon(differences, zero_method="pratt").pvalue
+
+
+def test_zeros_are_ranked_and_dropped_and_alone_say_nothing():
     assert wilcoxon(np.zeros(5)) == 1.0
     assert rank_biserial(np.zeros(5)) == 0.0
-    with_zeros = np.concatenate([differences, np.zeros(6)])
-    assert wilcoxon(with_zeros) == pytest.approx(
-        scipy.stats.wilcoxon(with_zeros, zero_method="pratt", method="auto").pvalue
-    )
-    assert rank_biserial(with_zeros) == 1.0
+    differences = np.linspace(0.1, 2, 12)
+    differences[2] *= -1
+    # By hand: the loss has rank 3, and of no rank, 1, 2, 3, or 1 and 2 the sum is no larger; after 6 zeros it has rank
+    # 9, and of no rank, 7, 8 or 9 the sum is no larger.
+    assert wilcoxon(differences) == 2 * 5 / 2**12
+    assert wilcoxon(np.append(differences, np.zeros(6))) == 2 * 4 / 2**12
+    assert rank_biserial(np.append(np.abs(differences), np.zeros(6))) == 1.0
 
 
 @pytest.mark.parametrize("cases", [12, 60])

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from medcontext.inference.predictor import Predictor
 from medcontext.inference.scans import find_scans
 from medcontext.method.presets import PRESETS
 from medcontext.networks.registry import network_spec
+from medcontext.studies.run_facts import facts
 from medcontext.training import loop
 from medcontext.training.config import TrainConfig
 from medcontext.training.resume import to_resume
@@ -394,6 +396,23 @@ def test_without_validation_the_last_teacher_is_kept(own_tiny, settings, tmp_pat
     teacher = load_tensors(run.last)["method"]["teacher"]
     assert all(torch.equal(value, teacher[name]) for name, value in model.network.state_dict().items())
     assert len(open_dataset(own_tiny).cases) == 4
+    # The last step is logged though it is none that all are logged after.
+    assert settings.log_every == 3
+    assert facts(run)["Steps"].startswith("4 in ")
+
+
+def test_of_a_run_that_is_under_way_it_is_told_how_many_steps_were_done(trained, tmp_path):
+    run = RunFolder(shutil.copytree(trained.path, tmp_path / "run"))
+    assert re.fullmatch(r"12 in [\d.]+ s", facts(run)["Steps"])
+    run.forget_after(9)
+    told = json.loads(run.about.read_text())
+    del told["finished"]
+    run.about.write_text(json.dumps(told))
+    assert re.fullmatch(r"9 of 12 in [\d.]+ s, not finished", facts(run)["Steps"])
+    run.config.write_text(yaml.safe_dump({**run.read_config(), "max_steps": 12_000, "pretrain_steps": 7}))
+    assert re.fullmatch(r"9 of 12,000 in [\d.]+ s, not finished, after 7 of pre-training", facts(run)["Steps"])
+    run.metrics.unlink()
+    assert facts(run)["Steps"].startswith("0 of 12,000 in ")
 
 
 def test_predictions_never_write_over_scans_or_a_truth(trained, own_tiny):
