@@ -127,6 +127,24 @@ def test_different_structures_of_one_number_are_not_compared(scores, tmp_path):
         assert found in raised.value.found
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_that_does_not_say_its_structures_hides_none_that_differ(place, scores, tmp_path):
+    rules = {"policy": "medcontext", "hd95": "pooled"}
+    told = [{"structures": {"1": [1, 2]}}, {"structures": {"1": [1]}}]
+    told.insert(place, {})
+    files = []
+    for method in ("before", "after"):
+        files.append([tmp_path / f"{method}-{seed}.json" for seed in range(3)])
+        for file, structures in zip(files[-1], told if method == "before" else ({}, {}, {}), strict=True):
+            file.write_text(json.dumps(evaluation(scores) | {"settings": rules | structures}))
+    with pytest.raises(MedContextError, match="different structures"):
+        compare_runs(*files)
+    whole, alone = (file for file, structures in zip(files[0], told, strict=True) if structures)
+    first, second = files[1][:2]
+    with pytest.raises(MedContextError, match="different structures"):
+        compare_runs([first, whole], [second, alone])
+
+
 @pytest.mark.parametrize(
     ("rules", "said"),
     [

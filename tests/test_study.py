@@ -1147,6 +1147,8 @@ def test_a_split_counts_by_its_cases_and_not_by_its_place(noted, conducted, room
         forget_split(run)
     assert state_of(planned, tmp_path) == "done"
     (fold,), ran = read_split_file(room / "split.json").folds, run.read_split()
+    write_split_file(tmp_path / "split.json", SplitFile("own", "of the run", (ran,)))
+    assert state_of(planned, tmp_path) == "done"
     for part, other in (("test", "train"), ("train", "validation")):
         moved = getattr(ran, part)[0]
         kept = tuple(name for name in getattr(fold, part) if name != moved)

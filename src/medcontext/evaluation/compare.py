@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,9 @@ def compare_runs(
             )
     read = partial(_evaluation, truth=truth, patient=patient)
     pairs = [(read(a), read(b)) for a, b in zip(first, second, strict=True)]
-    for a, of_a in zip((*first[1:], *second), (*(a for a, _ in pairs[1:]), *(b for _, b in pairs)), strict=True):
-        _require_alike(first[0], pairs[0][0], a, of_a)
+    every = [*zip(first, (a for a, _ in pairs), strict=True), *zip(second, (b for _, b in pairs), strict=True)]
+    for one, other in combinations(every, 2):
+        _require_alike(*one, *other)
     for (a, b), (of_a, of_b) in zip(zip(first, second, strict=True), pairs, strict=True):
         if not cases_of(of_a) & cases_of(of_b):
             raise MedContextError(
